@@ -1,0 +1,137 @@
+"""Batch normalization layers: what the pure functions need to remember, and when they use it.
+
+Drop-in for `torch.nn.BatchNorm1d/2d/3d`: same constructor, buffers, `state_dict` keys, errors and numbers.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .functional import batch_norm
+
+
+class BatchNorm(nn.Module):
+    """The book-keeping that `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d` share.
+
+    num_features  C, the size of axis 1
+    eps           added to the variance, inside the root
+    momentum      how much of a batch's statistics enters the running ones; None: their cumulative average
+    affine        learn γ (`weight`, from 1) and β (`bias`, from 0), each (C,); bias=False leaves β out
+    track_running_stats  keep `running_mean` (C,), `running_var` (C,) and `num_batches_tracked` () as buffers, so that
+                  they travel with `state_dict()` and `.to(device)`; without, every mode uses the batch's statistics
+
+    Ioffe & Szegedy 2015, Algorithms 1 (training) and 2 (inference).
+    """
+
+    _version = 2  # of the state_dict: since version 2 it holds num_batches_tracked
+    ranks: ClassVar[dict[int, str]]  # the ranks taken, each with its shape
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+
+        def per_channel():
+            return torch.empty(num_features, device=device, dtype=dtype)
+
+        self.register_parameter("weight", nn.Parameter(per_channel()) if affine else None)
+        self.register_parameter("bias", nn.Parameter(per_channel()) if affine and bias else None)
+        self.register_buffer("running_mean", per_channel() if track_running_stats else None)
+        self.register_buffer("running_var", per_channel() if track_running_stats else None)
+        count = torch.zeros((), dtype=torch.long, device=device) if track_running_stats else None
+        self.register_buffer("num_batches_tracked", count)
+        self.reset_parameters()
+
+    def reset_running_stats(self):
+        """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
+        if self.track_running_stats:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self):
+        """Set γ to 1 and β to 0, and reset the running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` normalised: with its own statistics in training mode, with the running ones in evaluation."""
+        self._check_input_dim(input)
+        momentum = 0.0 if self.momentum is None else self.momentum
+        updates = self.training and self.track_running_stats
+        if updates and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # the k-th batch weighs 1/k: a cumulative average
+                momentum = 1.0 / float(self.num_batches_tracked)
+        has_running = self.running_mean is not None or self.running_var is not None
+        use_running = updates or (not self.training and has_running)
+        return batch_norm(
+            input,
+            self.running_mean if use_running else None,
+            self.running_var if use_running else None,
+            self.weight,
+            self.bias,
+            self.training or not has_running,
+            momentum,
+            self.eps,
+        )
+
+    def _check_input_dim(self, input):
+        if input.dim() not in self.ranks:
+            wanted = " or ".join(f"{rank}D" for rank in self.ranks)
+            shapes = " or ".join(self.ranks.values())
+            other = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}.get(input.dim())
+            advice = f"; for this rank use {other}" if other else ""
+            raise ValueError(
+                f"expected {wanted} input (got {input.dim()}D input): "
+                f"{type(self).__name__} takes {shapes}, this is {tuple(input.shape)}{advice}"
+            )
+
+    def extra_repr(self):
+        """Return the constructor's arguments as text, for `repr`."""
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        version = local_metadata.get("version")
+        if self.track_running_stats and (version is None or version < 2):
+            state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class BatchNorm1d(BatchNorm):
+    """Batch normalization of (N, C) or (N, C, L): statistics over N, or over N and L. See `BatchNorm`."""
+
+    ranks: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+class BatchNorm2d(BatchNorm):
+    """Batch normalization of (N, C, H, W): statistics over N, H and W. See `BatchNorm`."""
+
+    ranks: ClassVar = {4: "(N, C, H, W)"}
+
+
+class BatchNorm3d(BatchNorm):
+    """Batch normalization of (N, C, D, H, W): statistics over N, D, H and W. See `BatchNorm`."""
+
+    ranks: ClassVar = {5: "(N, C, D, H, W)"}
