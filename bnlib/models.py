@@ -1,0 +1,92 @@
+"""The networks of the lessons, each built with our batch normalization, torch's, or none."""
+
+import torch
+from torch import nn
+
+from .layers import BatchNorm1d, BatchNorm2d
+
+NORMS = {
+    "scratch": (BatchNorm1d, BatchNorm2d),
+    "torch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "none": None,
+}
+
+
+def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
+    """Return LeNet for images (B, 1, 28, 28) and 10 classes, with a normalization before each sigmoid.
+
+    norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none"
+    momentum  of the normalization layers; None for cumulative statistics
+    seed      all weights come from it (Xavier-uniform; biases as torch draws them), whatever the norm: networks of one
+              seed differ in their normalization alone. The global random state is left as it was.
+
+    Raises ValueError for an unknown norm. LeCun et al. 1998, "Gradient-based learning applied to document recognition".
+    """
+    norm1d, norm2d = _norm_layers(norm, momentum)
+
+    def build():
+        return nn.Sequential(
+            *(nn.Conv2d(1, 6, kernel_size=5), *norm2d(6), nn.Sigmoid(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, kernel_size=5), *norm2d(16), nn.Sigmoid(), nn.MaxPool2d(2)),
+            nn.Flatten(),
+            *(nn.Linear(256, 120), *norm1d(120), nn.Sigmoid()),
+            *(nn.Linear(120, 84), *norm1d(84), nn.Sigmoid()),
+            nn.Linear(84, 10),
+        )
+
+    return _seeded(build, seed)
+
+
+def deep_convnet(norm="scratch", *, depth=10, channels=16, seed=0) -> nn.Sequential:
+    """Return `depth` 3×3 convolutions with ReLU for images (B, 1, 28, 28) and 10 classes.
+
+    Each convolution has `channels` outputs and is followed by a normalization if `norm` says so; the sides are halved
+    after the first and after the second third of them. `norm` and `seed` as in `lenet`.
+    """
+    _, norm2d = _norm_layers(norm)
+
+    def build():
+        layers = []
+        for i in range(depth):
+            layers += [
+                nn.Conv2d(channels if i else 1, channels, kernel_size=3, padding=1),
+                *norm2d(channels),
+                nn.ReLU(),
+            ]
+            if i + 1 in (depth // 3, 2 * depth // 3):
+                layers.append(nn.MaxPool2d(2))
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+
+    return _seeded(build, seed)
+
+
+def head_teacher(norm="scratch", *, hidden=16, seed=0) -> nn.Sequential:
+    """Return a network from three grades (N, 3) to one mark (N, 1): Linear, normalization, ReLU, Linear.
+
+    `norm` and `seed` as in `lenet`.
+    """
+    norm1d, _ = _norm_layers(norm)
+    return _seeded(
+        lambda: nn.Sequential(nn.Linear(3, hidden), *norm1d(hidden), nn.ReLU(), nn.Linear(hidden, 1)),
+        seed,
+    )
+
+
+def _norm_layers(norm, momentum=0.1):
+    """Return two functions, for 1d and 2d: number of channels -> list with the normalization layer, empty for none."""
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+    if norm == "none":
+        return (lambda channels: [],) * 2
+    return tuple(lambda channels, layer=layer: [layer(channels, momentum=momentum)] for layer in NORMS[norm])
+
+
+def _seeded(build, seed):
+    """Return what `build` builds, its weights drawn from `seed`, those of matrices and kernels Xavier-uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build()
+        for module in model:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+    return model
