@@ -1,0 +1,27 @@
+"""Explorers: one question each, with the formula's knobs under the reader's hand. `base.py` says how one is made."""
+
+from importlib import import_module
+
+_HOME = {  # explorer -> (its module, its class); loaded when first asked for: widgets and pictures load slowly
+    "gamma_beta": ("lesson01", "GammaBeta"),
+    "class_size": ("lesson01", "ClassSize"),
+    "who_shares_a_mean": ("lesson02", "WhoSharesAMean"),
+    "loops": ("lesson03", "Loops"),
+    "running_statistics": ("lesson03", "RunningStatistics"),
+    "train_eval_gap": ("lesson04", "TrainEvalGap"),
+    "train_it_yourself": ("lesson05", "TrainItYourself"),
+    "inside_the_layers": ("lesson05", "InsideTheLayers"),
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"bnlib.explore has no {name!r}; it has {', '.join(__all__)}")
+    module, cls = _HOME[name]
+    globals()[name] = getattr(import_module(f".{module}", __name__), cls)
+    return globals()[name]
+
+
+def __dir__():
+    return __all__

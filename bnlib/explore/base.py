@@ -1,0 +1,218 @@
+"""What every explorer shares: controls, one picture that moves at once, one caption that says the same in words.
+
+The figure is drawn once, off screen. After that a change costs: compute, move the artists, draw only those over the stored
+background, encode. matplotlib's own full draw (25 ms and more) happens again only when an explorer moves its axes.
+"""
+
+import html
+import io
+import threading
+from typing import ClassVar
+
+import ipywidgets as widgets
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..plots import png_with_words
+
+DPI = 100
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": False,
+    "figure.facecolor": "white",
+}
+
+
+class Explorer(widgets.VBox):
+    """One question about batch normalization: controls, one picture, one caption, and a Reset button.
+
+    To write one, keep the numbers in a pure function (values in, small dataclass of arrays out), and subclass:
+
+        class Spread(Explorer):
+            name = "spread"                 # the function's name in bnlib.explore
+            size = (7.6, 3.6)               # inches at 100 dots: 760 x 360 pixels
+
+            def __init__(self):
+                super().__init__({"n": slider("Batch size (values)", 8, 2, 64, tooltip="How many values share one mean")})
+
+            def still(self, figure):        # once: axes, ticks, labels, legends; each artist that will move is marked
+                axes = figure.subplots()
+                self.line = self.moves(axes.plot([], [], color=BLUE)[0])
+
+            def show(self, n):              # at each change, with the controls' values by name: compute, move, say
+                result = spread_of(n)
+                self.line.set_data(result.x, result.y)
+                return f"{n} values: their standard deviation is {result.sd:.2f}."
+
+    `controls` maps names to widgets whose `value` goes to `show`; `buttons` are further widgets that stand beside Reset.
+    What `show` raises stands in the caption and in the picture, in place of both, and the explorer goes on working.
+    `refresh()` shows again, for changes that come from elsewhere than a control, from any thread. `axes_moved()`, called in
+    `show`, has everything drawn anew, for the changes that move an axis, a title or a tick. `reset()` puts the controls
+    back; extend it where more than controls can change. `caption` is the caption as plain text, `png()` the picture.
+    Artists are drawn in the order of their `zorder`, and above all that is still.
+    """
+
+    name: ClassVar[str]
+    size: ClassVar[tuple[float, float]] = (7.6, 3.6)
+
+    def __init__(self, controls, buttons=()):
+        self.controls = dict(controls)
+        self.caption = ""
+        self._start = self.values()
+        self._resetting = False
+        self._lock = threading.RLock()
+        self._moving = []
+        self._background = None
+        self.figure = Figure(self.size, dpi=DPI)
+        self._canvas = FigureCanvasAgg(self.figure)
+        with mpl.rc_context(STYLE):
+            self.still(self.figure)
+            self._apology = self.figure.text(0.5, 0.5, "", ha="center", va="center", size=12, wrap=True)
+        self._picture = widgets.Image(
+            format="png",
+            tooltip="The picture; the words below it say the same",
+            layout=widgets.Layout(width=f"{self.size[0] * DPI:.0f}px", max_width="100%", height="auto", margin="4px 0"),
+        )
+        self._words = widgets.HTML(layout=widgets.Layout(max_width=f"{self.size[0] * DPI:.0f}px"))
+        reset = widgets.Button(description="Reset", icon="undo", tooltip="Put every control back to where it started")
+        reset.on_click(lambda _: self.reset())
+        for control in self.controls.values():
+            control.observe(self._changed, "value")
+        super().__init__([row(*self.controls.values()), row(*buttons, reset), self._picture, self._words])
+        self.refresh()
+
+    def still(self, figure):
+        """Draw what does not move on the empty `figure`, and mark with `moves` the artists that will."""
+        raise NotImplementedError
+
+    def show(self, **values):
+        """Move the artists to the controls' `values` and return the caption, plain text."""
+        raise NotImplementedError
+
+    def moves(self, artist):
+        """Return `artist`, marked as one that changes: it is drawn at every change, over what is still."""
+        artist.set_animated(True)
+        self._moving.append(artist)
+        return artist
+
+    def axes_moved(self):
+        """Have the still part drawn anew as well, this once."""
+        self._background = None
+
+    def values(self):
+        """Return the controls' values, a dict by name."""
+        return {name: control.value for name, control in self.controls.items()}
+
+    def reset(self):
+        """Put every control back to where it started, and show that once."""
+        self._resetting = True
+        try:
+            for name, value in self._start.items():
+                self.controls[name].value = value
+        finally:
+            self._resetting = False
+        self.refresh()
+
+    def refresh(self):
+        """Show the controls' present values."""
+        with self._lock:
+            try:
+                self.caption = self.show(**self.values())
+                failed = False
+            except Exception as error:  # in a widget's callback it would go to a log that nobody reads
+                self.caption = f"This cannot be shown: {error}"
+                failed = True
+            self._draw(failed)
+            self._picture.value = self.png()
+            # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them
+            self._words.value = (
+                f'<p role="status" aria-live="polite" style="line-height: 1.4">{html.escape(self.caption)}</p>'
+            )
+
+    def png(self):
+        """Return the picture as it is now, PNG bytes."""
+        pixels = Image.frombuffer("RGBA", self._canvas.get_width_height(), self._canvas.buffer_rgba())
+        file = io.BytesIO()
+        pixels.convert("RGB").save(file, "png", compress_level=1)  # a fifth of the default level's time
+        return file.getvalue()
+
+    def _changed(self, _):
+        if not self._resetting:
+            self.refresh()
+
+    def _draw(self, failed):
+        if self._background is None:
+            with mpl.rc_context(STYLE):  # ticks are made while drawing
+                self._apology.set_visible(False)
+                self._canvas.draw()
+            self._background = self._canvas.copy_from_bbox(self.figure.bbox)
+        self._canvas.restore_region(self._background)
+        if failed:
+            self._apology.set(visible=True, text=self.caption)
+        moving = [self._apology] if failed else sorted(self._moving, key=lambda artist: artist.get_zorder())
+        for artist in moving:
+            artist.draw(self._canvas.get_renderer())
+
+    def __repr__(self):
+        return f"bnlib.explore.{self.name}: move its controls in a live notebook"
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        still, metadata = png_with_words(self._picture.value, self.caption)
+        return {**still, **bundle, "text/plain": repr(self)}, metadata
+
+
+def row(*children):
+    """Return the widgets side by side, in as many lines as they need."""
+    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+
+
+def slider(label, value, low, high, step=1, *, tooltip, format=None):
+    """Return a slider from `low` to `high`, of whole numbers if `value` is one; `label` names the quantity and its unit."""
+    whole = isinstance(value, int)
+    return (widgets.IntSlider if whole else widgets.FloatSlider)(
+        value=value,
+        min=low,
+        max=high,
+        step=step,
+        readout_format=format or ("d" if whole else ".2f"),
+        **_labelled(label, tooltip),
+    )
+
+
+def stops(label, value, options, *, tooltip):
+    """Return a slider that stops at `options` only: values, or pairs of words and value."""
+    return widgets.SelectionSlider(value=value, options=options, **_labelled(label, tooltip))
+
+
+def choice(label, value, options, *, tooltips):
+    """Return buttons of which one is down: `options` as in `stops`, a tooltip for each."""
+    return widgets.ToggleButtons(
+        value=value,
+        options=options,
+        tooltips=tooltips,
+        description=label,
+        style={"description_width": "initial", "button_width": "auto"},
+    )
+
+
+def _labelled(label, tooltip):
+    return {
+        "description": label,
+        "tooltip": tooltip,
+        "style": {"description_width": "170px"},
+        "layout": widgets.Layout(width="375px", max_width="100%"),
+    }
