@@ -1,7 +1,7 @@
 """What every explorer shares: controls, one picture that moves at once, one caption that says the same in words.
 
-The figure is drawn once, off screen. After that a change costs: compute, move the artists, draw only those over the stored
-background, encode. matplotlib's own full draw (25 ms and more) happens again only when an explorer moves its axes.
+The figure is drawn once, off screen. After that a change costs: compute, move the artists, draw only those over the
+stored background, encode. A full draw by matplotlib (25 ms and more) happens again only when an explorer moves its axes.
 """
 
 import html
@@ -18,6 +18,7 @@ from PIL import Image
 from ..plots import png_with_words
 
 DPI = 100
+CAPTION = '<p role="status" aria-live="polite" style="line-height: 1.4">{}</p>'
 STYLE = {
     "font.size": 11,
     "axes.titlesize": 11,
@@ -46,9 +47,10 @@ class Explorer(widgets.VBox):
             size = (7.6, 3.6)               # inches at 100 dots: 760 x 360 pixels
 
             def __init__(self):
-                super().__init__({"n": slider("Batch size (values)", 8, 2, 64, tooltip="How many values share one mean")})
+                n = slider("Batch size (values)", 8, 2, 64, tooltip="How many values share one mean")
+                super().__init__({"n": n})
 
-            def still(self, figure):        # once: axes, ticks, labels, legends; each artist that will move is marked
+            def still(self, figure):        # once: axes, ticks, labels, legends; what will move is marked
                 axes = figure.subplots()
                 self.line = self.moves(axes.plot([], [], color=BLUE)[0])
 
@@ -57,12 +59,12 @@ class Explorer(widgets.VBox):
                 self.line.set_data(result.x, result.y)
                 return f"{n} values: their standard deviation is {result.sd:.2f}."
 
-    `controls` maps names to widgets whose `value` goes to `show`; `buttons` are further widgets that stand beside Reset.
-    What `show` raises stands in the caption and in the picture, in place of both, and the explorer goes on working.
-    `refresh()` shows again, for changes that come from elsewhere than a control, from any thread. `axes_moved()`, called in
-    `show`, has everything drawn anew, for the changes that move an axis, a title or a tick. `reset()` puts the controls
-    back; extend it where more than controls can change. `caption` is the caption as plain text, `png()` the picture.
-    Artists are drawn in the order of their `zorder`, and above all that is still.
+    `controls` maps names to widgets whose `value` goes to `show`; `buttons` are further widgets that stand beside
+    Reset. What `show` raises stands in the caption and in the picture, in place of both, and the explorer goes on
+    working. `refresh()` shows again, for changes that come from elsewhere than a control, from any thread.
+    `axes_moved()`, called in `show`, has everything drawn anew, for the changes that move an axis, a title or a tick.
+    `reset()` puts the controls back; extend it where more than controls can change. `caption` is the caption as plain
+    text, `png()` the picture. Artists are drawn in the order of their `zorder`, and above all that is still.
     """
 
     name: ClassVar[str]
@@ -138,9 +140,7 @@ class Explorer(widgets.VBox):
             self._draw(failed)
             self._picture.value = self.png()
             # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them
-            self._words.value = (
-                f'<p role="status" aria-live="polite" style="line-height: 1.4">{html.escape(self.caption)}</p>'
-            )
+            self._words.value = CAPTION.format(html.escape(self.caption))
 
     def png(self):
         """Return the picture as it is now, PNG bytes."""
@@ -181,7 +181,7 @@ def row(*children):
 
 
 def slider(label, value, low, high, step=1, *, tooltip, format=None):
-    """Return a slider from `low` to `high`, of whole numbers if `value` is one; `label` names the quantity and its unit."""
+    """Return a slider from `low` to `high`, of whole numbers if `value` is one; `label` names quantity and unit."""
     whole = isinstance(value, int)
     return (widgets.IntSlider if whole else widgets.FloatSlider)(
         value=value,
