@@ -39,3 +39,46 @@ class Picture:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         return png_with_words(self.png(), self.caption)
+
+
+LINES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))  # never by colour alone
+
+
+def curves(x, lines, x_label, y_label, log=False) -> Picture:
+    """Return `lines` over one axis, each with its own colour, dashes and marker; the words give both ends of each.
+
+    x      (T,) numbers
+    lines  label -> (T,) numbers, four labels at most
+    log    a logarithmic y axis
+    """
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
+    for (label, y), (colour, dashes, marker) in zip(lines.items(), LINES, strict=False):
+        axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, markevery=0.1, label=label)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    ends = "; ".join(f"{label}: {y[0]:.3g} at the left, {y[-1]:.3g} at the right" for label, y in lines.items())
+    return Picture(figure, f"{y_label} against {x_label}. {ends}.")
+
+
+def before_after(before, after, names) -> Picture:
+    """Return two number lines per feature: where each sample lies before and after normalization.
+
+    before, after  (N, C) tensors
+    names          C words
+    """
+    figure = Figure(figsize=(9, 0.6 * len(names) + 1.4), layout="constrained")
+    for axes, values, title in zip(figure.subplots(1, 2), (before, after), ("before: points", "after"), strict=True):
+        for row, (column, (colour, _, marker)) in enumerate(zip(values.T.tolist(), LINES, strict=False)):
+            axes.axhline(row, color=GREY, linewidth=0.5)
+            axes.plot(column, [row] * len(column), linestyle="", color=colour, marker=marker, markersize=9)
+            for sample, value in enumerate(column, start=1):
+                axes.annotate(str(sample), (value, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.7)
+        axes.set_title(title)
+    spans = "; ".join(
+        f"{name} from {old.min():.1f} to {old.max():.1f} before, from {new.min():.2f} to {new.max():.2f} after"
+        for name, old, new in zip(names, before.T, after.T, strict=True)
+    )
+    return Picture(figure, f"One dot a sample, one line a feature: {spans}.")
