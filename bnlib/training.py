@@ -1,0 +1,316 @@
+"""The training loop, evaluation, and running statistics estimated anew.
+
+The data set moves to the device once, batches are index selections there, and sums stay there until they are read,
+five times an epoch: no step waits for the host only to print.
+"""
+
+import contextlib
+import io
+import math
+import sys
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .history import History, Point
+
+SCHEDULES = {  # share of the training done -> factor of the learning rate
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
+PRECISIONS = ("float32", "tf32", "bfloat16")
+POINTS_PER_EPOCH = 5
+
+
+class Step(NamedTuple):
+    """What `on_step` gets: `epoch`, how many are done (a fraction); `loss` (), on the device; `model`."""
+
+    epoch: float
+    loss: Tensor
+    model: nn.Module
+
+
+def fit(
+    model: nn.Module,
+    images,
+    *,
+    epochs=10,
+    batch_size=256,
+    lr=1.0,
+    schedule="constant",
+    device="auto",
+    seed=0,
+    checkpoint=None,
+    on_step=None,
+    on_epoch=None,
+    progress=True,
+    precision="float32",
+    compile=False,
+) -> History:
+    """Train `model` with stochastic gradient descent on the cross-entropy, in place; return the training's `History`.
+
+    images      what `load_images` returns
+    epochs      passes over the training images. A last batch of one image is left out: batch normalization has no
+                statistics for it
+    lr          learning rate; schedule "constant", or "cosine", which takes it down to 0
+    device      "auto": cuda, else mps, else cpu; or a name that torch knows. The model moves there and stays there
+    seed        shuffles the images, nothing else. The same seed on the same processor gives the same history
+    checkpoint  a path, written after each epoch; if it exists, the training goes on from there
+    on_step     called with a `Step` after each step; when it returns True the training stops there
+    on_epoch    called with the history after each epoch
+    progress    show a progress bar
+    precision   "float32"; "tf32" and "bfloat16" give up digits for speed where the hardware has them
+    compile     run the model through torch.compile, which needs a C++ compiler and a while before the first step
+
+    Interrupted (the kernel's stop button), it returns what there is. Raises ValueError for an argument or a label out
+    of range and for a device that is not there, FloatingPointError when the loss is no longer finite.
+    """
+    _check_settings(epochs, batch_size, lr, schedule, precision)
+    device = find_device(device)
+    classes = _check_images(images)
+    model.to(device)
+    x, y = images.train_images.to(device), images.train_labels.to(device)
+    test = images.test_images.to(device), images.test_labels.to(device)
+    _check_outputs(model, x[:1], classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    shuffle = torch.Generator().manual_seed(seed)
+    settings = {"batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed, "examples": len(x)}
+    if schedule != "constant":
+        settings["epochs"] = epochs  # a longer training would have had other learning rates from the start
+    history = load_checkpoint(checkpoint, model, shuffle, settings) if checkpoint is not None else None
+    history = history or History()
+    history.device = str(device)
+    forward = torch.compile(model) if compile else model
+
+    def step(indices, done):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * SCHEDULES[schedule](done / epochs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = forward(x[indices])  # (B, classes)
+            loss = F.cross_entropy(logits, y[indices])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach(), (logits.detach().argmax(1) == y[indices]).sum()
+
+    done = len(history.train_loss)
+    with contextlib.suppress(KeyboardInterrupt), _tf32(precision == "tf32"), _bar(epochs, done, progress) as bar:
+        for epoch in range(done, epochs):
+            model.train()
+            batches = torch.randperm(len(x), generator=shuffle).to(device).split(batch_size)
+            if len(batches[-1]) == 1 < batch_size:
+                batches = batches[:-1]
+            reads = {len(batches) * fifth // POINTS_PER_EPOCH for fifth in range(1, POINTS_PER_EPOCH + 1)}
+            sums, seen, parts = torch.zeros(2, device=device), 0, []  # loss and right answers since the last read
+            start = time.perf_counter()
+            for i, indices in enumerate(batches, 1):
+                loss, right = step(indices, epoch + (i - 1) / len(batches))
+                sums[0].add_(loss, alpha=len(indices))
+                sums[1].add_(right)
+                seen += len(indices)
+                stop = on_step is not None and on_step(Step(epoch + i / len(batches), loss, model)) is True
+                if i in reads or stop or (device.type == "cpu" and not loss.isfinite()):
+                    parts.append((seen, *sums.tolist()))
+                    sums.zero_()
+                    seen = 0
+                    history.points.append(_point(epoch + i / len(batches), [parts[-1]]))
+                    _check_finite(history.points[-1].loss, epoch, i, lr)
+                bar.update(1 / len(batches))
+                if stop:
+                    return history
+            mean = _point(epoch + 1, parts)
+            seconds = time.perf_counter() - start
+            accuracy = _accuracy(model, *test)
+            history.train_loss.append(mean.loss)
+            history.train_accuracy.append(mean.accuracy)
+            history.test_accuracy.append(accuracy)
+            history.seconds += seconds
+            history.examples_per_second = (epoch + 1) * sum(part[0] for part in parts) / history.seconds
+            bar.set_postfix_str(f"loss {mean.loss:.3f}, test accuracy {accuracy:.3f}")
+            if checkpoint is not None:
+                save_checkpoint(checkpoint, model, shuffle, history, settings)
+            if on_epoch is not None:
+                on_epoch(history)
+    return history
+
+
+def evaluate(model, images, *, batch_size=1024) -> float:
+    """Return the share of right answers, 0 to 1, of `model` on the test images, in evaluation mode.
+
+    Runs on the model's device; the model is then in the mode it was in.
+    """
+    device = _device_of(model)
+    return _accuracy(model, images.test_images.to(device), images.test_labels.to(device), batch_size)
+
+
+def reestimate_statistics(model, images, *, batch_size=256, batches=None):
+    """Return `model`, the running statistics of its batch normalization layers estimated anew, all weights frozen.
+
+    Each running mean and variance becomes the cumulative average over batches of training images, in their order, in
+    one pass: "precise BN", Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
+
+    batches   how many; None for all. A last, shorter batch is left out unless it is the only one
+    Raises ValueError if batches or batch_size is not at least 1.
+    """
+    for name, number in (("batch_size", batch_size), ("batches", 1 if batches is None else batches)):
+        _check_count(name, number)
+    layers = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    device = _device_of(model)
+    x = images.train_images
+    count = max(len(x) // batch_size, 1)
+    model.eval()
+    try:
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.train()
+        with torch.no_grad():
+            for i in range(count if batches is None else min(batches, count)):
+                model(x[i * batch_size : (i + 1) * batch_size].to(device))
+    finally:
+        for layer, momentum in momenta.items():
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return model
+
+
+def find_device(name="auto") -> torch.device:
+    """Return the device called `name`; "auto" is cuda if there is one, else mps, else cpu.
+
+    Raises ValueError if torch does not know it or it is not there.
+    """
+    here = [
+        *(f"cuda:{i}" for i in range(torch.cuda.device_count())),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+        "cpu",
+    ]
+    if name == "auto":
+        return torch.device(here[0].split(":")[0])
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f'device {name!r} is not there; this machine has {", ".join(here)}, and "auto"') from error
+    return device
+
+
+def _accuracy(model, x, y, batch_size=1024):
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    with torch.inference_mode():
+        right = sum(
+            (model(part).argmax(1) == labels).sum()
+            for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
+        )
+    for module, mode in modes.items():
+        module.training = mode
+    return right.item() / len(y)
+
+
+def _device_of(model):
+    return next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+
+
+def _point(epoch, parts):
+    """Return the averages over `parts`, each (examples, sum of losses, right answers)."""
+    examples, loss, right = (sum(column) for column in zip(*parts, strict=True))
+    return Point(epoch, loss / examples, right / examples)
+
+
+@contextlib.contextmanager
+def _tf32(allowed):
+    """Allow or forbid TensorFloat-32, which torch takes in convolutions unasked; afterwards, as it was."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = allowed
+        yield
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
+
+
+class _NotebookBar(tqdm):
+    """tqdm as one line of text in a notebook's output, empty when it is done, so that nothing of it is stored."""
+
+    def display(self, msg=None, pos=None):
+        text = {"text/plain": str(self) if msg is None else msg}
+        if not hasattr(self, "handle"):
+            from IPython.display import display  # only a notebook needs it
+
+            self.handle = display(text, raw=True, display_id=True)
+        else:
+            self.handle.update(text, raw=True)
+
+
+def _bar(epochs, done, progress):
+    """Return a progress bar over `epochs`, `done` of them behind it: for a notebook, for a terminal, elsewhere none."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    notebook = hasattr(shell, "kernel")
+    return (_NotebookBar if notebook else tqdm)(
+        total=epochs,
+        initial=done,
+        unit="epoch",
+        bar_format="{percentage:3.0f} %|{bar:20}| epoch {n:.1f} of {total} [{elapsed}<{remaining}] {postfix}",
+        file=io.StringIO() if notebook else None,
+        leave=not notebook,
+        disable=not progress or (False if notebook else None),  # None: unless it is a terminal
+    )
+
+
+def _check_settings(epochs, batch_size, lr, schedule, precision):
+    _check_count("epochs", epochs)
+    _check_count("batch_size", batch_size)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a positive number, got {lr!r}")
+    for name, value, known in (("schedule", schedule, SCHEDULES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
+def _check_count(name, number):
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
+
+
+def _check_images(images):
+    """Return the number of classes, once the labels are known to lie in them."""
+    classes = len(images.class_names)
+    for name in ("train", "test"):
+        x, y = getattr(images, f"{name}_images"), getattr(images, f"{name}_labels")
+        if len(x) != len(y) or not len(x):
+            raise ValueError(f"expected one label for each {name} image, got {len(x)} images and {len(y)} labels")
+        if y.min() < 0 or y.max() >= classes:
+            raise ValueError(
+                f"{name} labels must lie in 0 to {classes - 1}, one for each of the {classes} class names; "
+                f"got {y.min().item()} to {y.max().item()}"
+            )
+    return classes
+
+
+def _check_outputs(model, x, classes):
+    """Raise ValueError unless `model` turns x (1, ...) into one number for each class."""
+    model.eval()
+    with torch.inference_mode():
+        shape = tuple(model(x).shape)
+    if shape != (1, classes):
+        raise ValueError(
+            f"the model must return (B, {classes}), one number for each class; for one image it gave {shape}"
+        )
+
+
+def _check_finite(loss, epoch, step, lr):
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} in epoch {epoch + 1}, step {step}: the weights have run away. "
+            f"Try a learning rate below {lr}, or batch normalization."
+        )
