@@ -43,6 +43,6 @@ class History:
         )
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        from .plots import curves  # drawn only where somebody looks
+        from .plots import training_curves  # drawn only where somebody looks
 
-        return curves({"this training": self})._repr_mimebundle_()
+        return training_curves({"this training": self})._repr_mimebundle_()

@@ -82,3 +82,48 @@ def before_after(before, after, names) -> Picture:
         for name, old, new in zip(names, before.T, after.T, strict=True)
     )
     return Picture(figure, f"One dot a sample, one line a feature: {spans}.")
+
+
+def training_curves(runs) -> Picture:
+    """Return training loss and accuracies of several trainings over their epochs.
+
+    runs  label -> `History`, four at most; test accuracy has a marker at each epoch
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    losses.set(xlabel="epochs", ylabel="training loss (nats)")
+    accuracies.set(xlabel="epochs", ylabel="accuracy", ylim=(0, 1))
+    words = []
+    for (label, history), (colour, dashes, marker) in zip(runs.items(), LINES, strict=False):
+        epochs, loss, accuracy = zip(*history.points, strict=True)
+        style = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
+        losses.plot(epochs, loss, **style, label=label)
+        accuracies.plot(epochs, accuracy, **style, label=f"{label}, training")
+        test = history.test_accuracy
+        tested = range(1, len(test) + 1)
+        accuracies.plot(tested, test, linestyle="", marker=marker, color=colour, label=f"{label}, test")
+        words.append(f"{label}, {history!r}" if test else label)
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.3)
+    losses.legend(frameon=False)
+    accuracies.legend(frameon=False, loc="lower right")
+    return Picture(figure, f"Training loss and accuracy over epochs. {'. '.join(words)}.")
+
+
+class LiveCurves:
+    """`training_curves` of several trainings in one picture that grows: `fit(..., on_epoch=live.follow("label"))`."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def follow(self, label):
+        """Return an `on_epoch` that draws the history it is given, as `label`, with those of the trainings before."""
+        from IPython.display import display  # only a notebook needs it
+
+        handle = display({"text/plain": ""}, raw=True, display_id=True)
+
+        def on_epoch(history):
+            self.runs[label] = history
+            handle.update(training_curves(self.runs))
+
+        return on_epoch
