@@ -47,7 +47,7 @@ LINES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, 
 def curves(x, lines, x_label, y_label, log=False) -> Picture:
     """Return `lines` over one axis, each with its own colour, dashes and marker; the words give both ends of each.
 
-    x      (T,) numbers
+    x      (T,) numbers that span several units, such as epochs
     lines  label -> (T,) numbers, four labels at most
     log    a logarithmic y axis
     """
@@ -55,6 +55,7 @@ def curves(x, lines, x_label, y_label, log=False) -> Picture:
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
     for (label, y), (colour, dashes, marker) in zip(lines.items(), LINES, strict=False):
         axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, markevery=0.1, label=label)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     ends = "; ".join(f"{label}: {y[0]:.3g} at the left, {y[-1]:.3g} at the right" for label, y in lines.items())
@@ -68,7 +69,8 @@ def before_after(before, after, names) -> Picture:
     names          C words
     """
     figure = Figure(figsize=(9, 0.6 * len(names) + 1.4), layout="constrained")
-    for axes, values, title in zip(figure.subplots(1, 2), (before, after), ("before: points", "after"), strict=True):
+    sides = ((before, "before"), (after, "after: in standard deviations"))
+    for axes, (values, title) in zip(figure.subplots(1, 2), sides, strict=True):
         for row, (column, (colour, _, marker)) in enumerate(zip(values.T.tolist(), LINES, strict=False)):
             axes.axhline(row, color=GREY, linewidth=0.5)
             axes.plot(column, [row] * len(column), linestyle="", color=colour, marker=marker, markersize=9)
