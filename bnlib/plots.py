@@ -8,6 +8,7 @@ import io
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLUE, VERMILION, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#666666"
 
@@ -129,3 +130,63 @@ class LiveCurves:
             handle.update(training_curves(self.runs))
 
         return on_epoch
+
+
+def planes(x, channel) -> Picture:
+    """Return the numbers of a batch of images, one row of blocks an image, with one channel's blocks filled.
+
+    x        (N, C, H, W), small
+    channel  which of the C
+    """
+    samples, channels, height, width = x.shape
+    figure = Figure(figsize=(1.2 + 1.7 * channels, 0.6 + 0.85 * samples), layout="constrained")
+    blocks = figure.subplots(samples, channels, squeeze=False)
+    for n, row in enumerate(blocks):
+        row[0].set_ylabel(f"image {n}", rotation=0, ha="right", va="center")
+        for c, axes in enumerate(row):
+            _numbers(axes, x[n, c], [BLUE if c == channel else None] * width)
+            if n == 0:
+                axes.set_title(f"channel {c}", fontweight="bold" if c == channel else "normal", fontsize=11)
+    shared = x[:, channel]
+    return Picture(
+        figure,
+        f"{samples} images in rows, {channels} channels in columns, {height}×{width} numbers in each block. Channel "
+        f"{channel} is filled: {shared.numel()} numbers, {height * width} from each image, share one mean.",
+    )
+
+
+def pixels_as_rows(image) -> Picture:
+    """Return an image's channels side by side, and the same numbers as a table: one row a pixel, one column a channel.
+
+    image  (C, H, W), small, three channels at most
+    """
+    channels, height, width = image.shape
+    colours = [colour for colour, _, _ in LINES[:channels]]
+    figure = Figure(figsize=(9, 0.36 * height * width + 0.6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    for c, axes in enumerate(left.subplots(1, channels, squeeze=False)[0]):
+        _numbers(axes, image[c], [colours[c]] * width)
+        axes.set_title(f"channel {c}", fontsize=11)
+        axes.set_aspect("equal")
+    axes = right.add_subplot()
+    _numbers(axes, image.flatten(1).T, colours)
+    axes.set_xticks(range(channels), [f"channel {c}" for c in range(channels)])
+    axes.set_yticks(range(height * width), [f"pixel {i}, {j}" for i in range(height) for j in range(width)])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    return Picture(
+        figure,
+        f"Left: {channels} channels of {height}×{width} pixels. Right: the same numbers as a table of {height * width} "
+        f"rows, one a pixel, and {channels} columns, one a channel. A channel on the left is a column on the right.",
+    )
+
+
+def _numbers(axes, values, fills):
+    """Write the numbers (rows, columns) into a grid of squares; a column's fill is a colour or None."""
+    rows, columns = values.shape
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), xticks=[], yticks=[])
+    for j, fill in enumerate(fills):
+        for i in range(rows):
+            face = fill or "white"
+            axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, alpha=0.3, edgecolor=GREY))
+            weight = "bold" if fill else "normal"
+            axes.text(j, i, f"{values[i, j]:g}", ha="center", va="center", fontweight=weight, fontsize=10)
