@@ -1,7 +1,7 @@
 """The data of the lessons: a grade book to follow by hand, and images to train on.
 
-The images are Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), from a folder of the user's, the cache or a download; where none
-can be had, scikit-learn's handwritten digits (from Alpaydin & Kaynak 1998), which are installed with it.
+The images are Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), from a folder of the user's, the cache or a download; where
+it cannot be had, scikit-learn's handwritten digits (Alpaydin & Kaynak 1998), which are installed with it.
 """
 
 import gzip
@@ -29,7 +29,7 @@ GRADES = torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]]
 
 
 def school(students, seed=0) -> Tensor:
-    """Return grades (students, 3), normal with means 90, 60, 75 and standard deviations 5, 20, 10; not cut at 0 or 100."""
+    """Return grades (students, 3), normal (not cut at 100) with means 90, 60, 75 and standard deviations 5, 20, 10."""
     draw = torch.randn(students, 3, generator=torch.Generator().manual_seed(seed))
     return torch.tensor([90.0, 60, 75]) + torch.tensor([5.0, 20, 10]) * draw
 
@@ -91,6 +91,10 @@ class Source(NamedTuple):
     folder: Path | None
     why: str
 
+    def __str__(self):
+        title = {"fashion-mnist": "Fashion-MNIST", "digits": "scikit-learn's handwritten digits"}[self.name]
+        return f"{title}, {self.why}"
+
 
 def where(name="auto", root=None) -> Source:
     """Return the source that `load_images` would turn to first, by a look at what is there; nothing is read or fetched.
@@ -101,26 +105,27 @@ def where(name="auto", root=None) -> Source:
         raise ValueError(f"unknown data set {name!r}; expected 'auto', 'fashion-mnist' or 'digits'")
     if name == "digits":
         return Source("digits", None, "as asked")
-    if root is None and os.environ.get("BNLIB_OFFLINE", "0") not in ("", "0"):
-        if name == "fashion-mnist":
-            raise OSError("Fashion-MNIST asked for, but BNLIB_OFFLINE is set; unset it, or load 'auto' or 'digits'")
+    offline = os.environ.get("BNLIB_OFFLINE", "0") not in ("", "0")
+    if offline and name == "auto" and root is None:
         return Source("digits", None, "because BNLIB_OFFLINE is set")
     user, given = (os.environ.get("BNLIB_DATA"), "BNLIB_DATA") if root is None else (root, "root=")
     if user:
         top = Path(user).expanduser()
-        for folder in (top, top / "fashion-mnist", top / "FashionMNIST" / "raw"):
-            missing = [file for file in FILES if not os.path.isfile(folder / file)]
-            if not missing:
-                return Source("fashion-mnist", folder, f"from the folder given by {given}")
-            if len(missing) < len(FILES):
-                break  # meant to be it
-        raise FileNotFoundError(
-            f"{given} names {str(user)!r}, where {', '.join(missing)} cannot be found; expected the four official "
-            f"Fashion-MNIST files in it, in its fashion-mnist or in its FashionMNIST/raw; complete it, or do without {given}"
-        )
+        folders = (top, top / "fashion-mnist", top / "FashionMNIST" / "raw")
+        lacking = {folder: [file for file in FILES if not os.path.isfile(folder / file)] for folder in folders}
+        folder = min(folders, key=lambda folder: len(lacking[folder]))
+        if lacking[folder]:
+            raise FileNotFoundError(
+                f"{given} names {str(user)!r}, but {', '.join(lacking[folder])} cannot be found; expected the four "
+                "official Fashion-MNIST files there, or in its fashion-mnist or FashionMNIST/raw; add them, "
+                f"or leave {given} out"
+            )
+        return Source("fashion-mnist", folder, f"from the folder given by {given}")
+    if offline:
+        raise OSError("Fashion-MNIST asked for, but BNLIB_OFFLINE is set; unset it, or load 'auto' or 'digits'")
     if all(os.path.isfile(cache_folder() / file) for file in FILES):
         return Source("fashion-mnist", None, "from the cache")
-    return Source("fashion-mnist", None, "by download (30 MB)")
+    return Source("fashion-mnist", None, "by download when first loaded (30 MB); if that fails, the digits")
 
 
 def load_images(name="auto", root=None) -> Images:
@@ -146,15 +151,14 @@ def load_images(name="auto", root=None) -> Images:
             images = fashion_mnist(cache.read)
             source = source._replace(why=cache.story())
         except OSError as error:
-            why = f"because Fashion-MNIST could not be had ({error.strerror or error})"  # no paths
+            why = f"Fashion-MNIST could not be had ({error.strerror or error})"  # strerror names no path
             if name == "fashion-mnist":
                 raise OSError(
-                    f"{why.removeprefix('because ')}; expected it in the cache or from a mirror: connect to the network, "
+                    f"{why}; expected it in the cache or from a mirror: connect to the network, "
                     "point BNLIB_DATA at a folder with the four files, or load 'auto' or 'digits'"
                 ) from error
-            images, source = digits(), Source("digits", None, why)
-    title = {"fashion-mnist": "Fashion-MNIST", "digits": "scikit-learn's handwritten digits"}[images.name]
-    print(f"Data: {title}, {source.why}.")
+            images, source = digits(), Source("digits", None, f"because {why}")
+    print(f"Data: {source}.")
     return images
 
 
@@ -190,7 +194,7 @@ def fashion_mnist(read) -> Images:
 def read_idx(file, content) -> Tensor:
     """Return the uint8 tensor that the bytes of `file` hold: (N,) labels or (N, 28, 28) images, as `FILES` says.
 
-    IDX (LeCun, Cortes & Burges): 0, 0, 8 for unsigned bytes, the count of dimensions, each as a big-endian uint32, data.
+    IDX (LeCun, Cortes & Burges): bytes 0, 0, 8 (for uint8), dims; dims sizes, big-endian uint32; the data.
     Raises ValueError naming the file for any other content.
     """
     dims = FILES[file].dims
@@ -229,7 +233,7 @@ def cache_folder() -> Path:
 
 
 class Cache:
-    """The official files in the user's cache; what is missing or damaged there is fetched, checked, then moved in whole."""
+    """The official files in the user's cache: what is missing or damaged is fetched, checked and moved in whole."""
 
     def __init__(self):
         self.folder = cache_folder()
@@ -239,13 +243,13 @@ class Cache:
     def read(self, file) -> bytes:
         """Return the bytes of the official `file`; OSError if they cannot be had, or not be kept."""
         path = self.folder / file
-        if path.exists():
-            try:
-                return official(file, path.read_bytes())
-            except ValueError:
-                path.unlink(missing_ok=True)  # another process may have been faster
-                self.damaged.append(file)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            return official(file, path.read_bytes())
+        except FileNotFoundError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except ValueError:
+            path.unlink(missing_ok=True)  # another process may have been faster
+            self.damaged.append(file)
         content = self.download(file)
         scratch = self.folder / f"{uuid4().hex}.part"
         try:
@@ -279,10 +283,10 @@ class Cache:
 
 
 def fetch(url, size) -> bytes:
-    """Return what `url` sends, at most about `size` bytes; ConnectionError, soon, if it is slow, endless or unreachable.
+    """Return what `url` sends; ConnectionError, soon, if it is unreachable, slow or sends more than `size` bytes.
 
-    A time-out on the socket starts anew with every byte, and none covers the name's look-up. So a thread reads into memory
-    and this one watches the pace. The thread can be left alone: it holds no file, and ends at its next write.
+    A time-out on the socket starts anew with every byte, and none covers the look-up of the name. So a thread reads
+    into memory while this one watches the pace. Abandoned, it does no harm: it holds no file, its next write ends it.
     """
     import pooch
     from tqdm.auto import tqdm
