@@ -1,7 +1,7 @@
 """What every explorer shares: controls, one picture that moves at once, one caption that says the same in words.
 
 The figure is drawn once, off screen. After that a change costs: compute, move the artists, draw only those over the
-stored background, encode. A full draw by matplotlib (25 ms and more) happens again only when an explorer moves its axes.
+stored background, encode. A full draw by matplotlib (25 ms and more) happens again only when axes have to move.
 """
 
 import html
@@ -63,8 +63,9 @@ class Explorer(widgets.VBox):
     Reset. What `show` raises stands in the caption and in the picture, in place of both, and the explorer goes on
     working. `refresh()` shows again, for changes that come from elsewhere than a control, from any thread.
     `axes_moved()`, called in `show`, has everything drawn anew, for the changes that move an axis, a title or a tick.
-    `reset()` puts the controls back; extend it where more than controls can change. `caption` is the caption as plain
-    text, `png()` the picture. Artists are drawn in the order of their `zorder`, and above all that is still.
+    `set(n=16)` moves several controls at once, `reset()` puts all back; extend it where more than controls can change.
+    `caption` is the caption as plain text, `png()` the picture. Artists are drawn in the order of their `zorder`, and
+    above all that is still.
     """
 
     name: ClassVar[str]
@@ -74,7 +75,7 @@ class Explorer(widgets.VBox):
         self.controls = dict(controls)
         self.caption = ""
         self._start = self.values()
-        self._resetting = False
+        self._setting = False
         self._lock = threading.RLock()
         self._moving = []
         self._background = None
@@ -118,15 +119,19 @@ class Explorer(widgets.VBox):
         """Return the controls' values, a dict by name."""
         return {name: control.value for name, control in self.controls.items()}
 
-    def reset(self):
-        """Put every control back to where it started, and show that once."""
-        self._resetting = True
+    def set(self, **values):
+        """Set several controls at once, by name, and show the result once."""
+        self._setting = True
         try:
-            for name, value in self._start.items():
+            for name, value in values.items():
                 self.controls[name].value = value
         finally:
-            self._resetting = False
+            self._setting = False
         self.refresh()
+
+    def reset(self):
+        """Put every control back to where it started."""
+        self.set(**self._start)
 
     def refresh(self):
         """Show the controls' present values."""
@@ -150,7 +155,7 @@ class Explorer(widgets.VBox):
         return file.getvalue()
 
     def _changed(self, _):
-        if not self._resetting:
+        if not self._setting:
             self.refresh()
 
     def _draw(self, failed):

@@ -1,4 +1,4 @@
-"""The explorers of lesson 01: γ and β for one subject, and how many students a mean needs."""
+"""The explorers of lesson 01: what γ, β and ε do to grades, and how many students a mean needs."""
 
 from dataclasses import dataclass
 
@@ -6,76 +6,170 @@ import torch
 from ipywidgets import Button
 from torch import Tensor
 
-from ..plots import BLUE, GREY, VERMILION
-from .base import Explorer, choice, slider
+from ..data import GRADES, SUBJECTS, school
+from ..plots import BLUE, GREEN, GREY, VERMILION
+from .base import Explorer, choice, slider, stops
 
 LARGEST = 128  # students in the largest class
 CLASSES = 200  # classes drawn
+MANY = 40  # students; with more, lines from ruler to ruler would hide the dots
+RULER = (-25, 125)  # points
+
+
+@dataclass
+class Normalised:
+    """One subject on its way through batch normalization; every tensor is (students,)."""
+
+    grades: Tensor
+    standard: Tensor  # (grades - mean) / √(variance + ε)
+    after: Tensor  # γ · standard + β
+
+
+def normalise(grades, gamma, beta, eps):
+    """Return the `Normalised` of one subject's `grades` (students,), with the biased variance (÷ n)."""
+    grades = grades.double()
+    standard = (grades - grades.mean()) / (grades.var(correction=0) + eps).sqrt()
+    return Normalised(grades, standard, gamma * standard + beta)
+
+
+class GammaBeta(Explorer):
+    """What do γ, β and ε do to the grades of one subject?
+
+    grades  (students, subjects); by default the class of lesson 01, and a subject in which all have the same grade
+
+    Raises ValueError for grades of another shape or with values that are no number.
+    """
+
+    name = "gamma_beta"
+    size = (7.6, 4.1)
+
+    def __init__(self, grades=None):
+        if grades is None:
+            self._grades = torch.cat([GRADES, torch.full((len(GRADES), 1), 80.0)], 1)
+            self._subjects = [*SUBJECTS, "sport (all the same)"]
+        else:
+            self._grades, self._subjects = checked(grades)
+        back = Button(description="Give the grades back", tooltip="γ = σ and β = μ: the scale and shift that undo it")
+        back.on_click(self._give_back)
+        new = Button(description="New layer", tooltip="γ = 1 and β = 0: what a layer starts from")
+        new.on_click(lambda _: self.set(gamma=1.0, beta=0.0))
+        eps = [("0.00001", 1e-5), ("0.1", 0.1), ("1", 1.0), ("10", 10.0), ("100", 100.0), ("1000", 1000.0)]
+        controls = {
+            "subject": subject_buttons(self._subjects),
+            "gamma": slider("γ, the scale (points)", 10.0, -25.0, 25.0, 0.1, tooltip="The spread after", format=".1f"),
+            "beta": slider("β, the shift (points)", 60.0, -20.0, 120.0, 0.5, tooltip="The mean after", format=".1f"),
+            "eps": stops("ε (points squared)", 1e-5, eps, tooltip="Added to the variance, inside the root"),
+        }
+        super().__init__(controls, [back, new])
+
+    def _give_back(self, _):
+        grades = self._grades[:, self.controls["subject"].value].double()
+        self.set(gamma=grades.std(correction=0).item(), beta=grades.mean().item())
+
+    def still(self, figure):
+        """Draw three rulers, the first and the last alike, so that they can be compared."""
+        students = len(self._grades)
+        self._heights = scattered(students) if students > MANY else torch.linspace(0.85, 0.3, students)
+        whole = figure.add_axes((0.03, 0, 0.94, 1), xlim=(0, 1), ylim=(0, 1))
+        whole.set_axis_off()
+        self._links = self.moves(whole.plot([], [], color=GREY, linewidth=1, alpha=0.6)[0])
+        self._rulers = []
+        for bottom, limits, color, marker, title in (
+            (0.76, RULER, BLUE, "o", "x, the grades"),
+            (0.42, (-4, 4), GREEN, "s", "x̂ = (x − μ) / √(σ² + ε), standardised"),
+            (0.08, RULER, VERMILION, "D", "y = γ · x̂ + β, after"),
+        ):
+            axes = figure.add_axes((0.03, bottom, 0.94, 0.16), xlim=limits, ylim=(0, 1), yticks=[])
+            axes.spines["left"].set_visible(False)
+            axes.patch.set_visible(False)
+            axes.set_title(title, color=color)
+            bar = self.moves(axes.plot([], [], color="black", linewidth=2, marker="|", markersize=11)[0])
+            dots = self.moves(
+                axes.plot([], [], marker, color=color, markersize=8, alpha=0.8, markeredgecolor="white")[0]
+            )
+            words = self.moves(axes.text(1, 1.05, "", transform=axes.transAxes, ha="right", va="bottom"))
+            self._rulers.append((axes, bar, dots, words))
+
+    def show(self, subject, gamma, beta, eps):
+        """Move the students along the rulers."""
+        result = normalise(self._grades[:, subject], gamma, beta, eps)
+        places, spreads = [], []
+        for (axes, bar, dots, words), values in zip(
+            self._rulers, (result.grades, result.standard, result.after), strict=True
+        ):
+            mean, sd = values.mean().item(), values.std(correction=0).item()
+            spreads.append(sd)
+            dots.set_data(values, self._heights)
+            bar.set_data([mean - sd, mean, mean + sd], [0.05] * 3)
+            words.set_text(f"mean {mean:.2f}, standard deviation {sd:.2f}")
+            (low, high), box = axes.get_xlim(), axes.get_position()
+            places.append(torch.stack([(values - low) / (high - low), box.y0 + self._heights * box.height], 1))
+        gap = torch.full_like(places[0], torch.nan)
+        if len(gap) <= MANY:
+            self._links.set_data(*torch.stack([*places, gap], 1).flatten(0, 1).T)
+        out = int(((result.after < RULER[0]) | (result.after > RULER[1])).sum())
+        return (
+            f"{self._subjects[subject].capitalize()}, {len(gap)} students: mean μ = {result.grades.mean():.2f} and "
+            f"standard deviation σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have mean 0 and "
+            f"standard deviation {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
+            f"{result.after.mean():.2f} and the standard deviation {spreads[2]:.2f}"
+            + (": the order is turned round." if gamma < 0 < spreads[2] else ".")
+            + (
+                " All have the same grade, so the variance is 0; ε keeps 0/0 away, and all get β."
+                if not spreads[0]
+                else ""
+            )
+            + (" These are the grades that came in." if torch.allclose(result.after, result.grades, atol=5e-3) else "")
+            + (f" {out} of them lie outside the ruler." if out else "")
+        )
 
 
 @dataclass
 class Classes:
-    """Many classes drawn from one school, at every class size: row d, column n - 1 is class d's first n students."""
+    """Many classes drawn from one school, at every size: row d, column n - 1 is the first n students of class d."""
 
     mean: float  # of the school
-    sd: float  # of the school, biased
-    means: Tensor  # (CLASSES, LARGEST): the class's mean
-    sds: Tensor  # (CLASSES, LARGEST): the class's standard deviation, root of the biased variance (÷ n)
-    error: Tensor  # (LARGEST,): how far a class's mean is from the school's, root mean square over the classes
+    sd: float  # of the school, root of the biased variance (÷ students), as all here
+    means: Tensor  # (CLASSES, LARGEST): a class's mean
+    sds: Tensor  # (CLASSES, LARGEST): a class's standard deviation
+    mean_error: Tensor  # (LARGEST,): how far a class's mean is from the school's, root mean square over the classes
+    sd_error: Tensor  # (LARGEST,): the same for the standard deviation
 
 
 def draw_classes(school, seed):
     """Return the `Classes` drawn, with replacement, from the grades `school` (students,)."""
     generator = torch.Generator().manual_seed(seed)
     school = school.double()
-    picked = school[torch.randint(len(school), (CLASSES, LARGEST), generator=generator)]
-    mean = school.mean()
+    mean, sd = school.mean(), school.std(correction=0)
     n = torch.arange(1, LARGEST + 1)
-    off = (picked - mean).cumsum(1) / n  # from the school's mean, so that the squares below lose no digits
-    variances = (picked - mean).square().cumsum(1) / n - off.square()
-    return Classes(
-        mean.item(),
-        school.std(correction=0).item(),
-        off + mean,
-        variances.clamp(min=0).sqrt(),
-        off.square().mean(0).sqrt(),
-    )
+    # counted from the school's mean, so that the difference of squares below loses no digits
+    picked = school[torch.randint(len(school), (CLASSES, LARGEST), generator=generator)] - mean
+    means = picked.cumsum(1) / n
+    sds = (picked.square().cumsum(1) / n - means.square()).clamp(min=0).sqrt()
+    mean_error, sd_error = means.square().mean(0).sqrt(), (sds - sd).square().mean(0).sqrt()
+    return Classes(mean.item(), sd.item(), means + mean, sds, mean_error, sd_error)
 
 
 class ClassSize(Explorer):
-    """How far do a class's mean and spread stray from the school's, and how fast does that shrink as classes grow?
+    """How far do a class's mean and spread stray from the school's, and how does that shrink as classes grow?
 
     grades  (students, subjects), the school to draw classes from; by default `bnlib.data.school(1000)`
 
-    Each mark on the left is one class of `students` students. The standard deviation of a mean of n grades is σ/√n.
+    The mean of N grades strays by σ/√N; the standard deviation, of normal grades, by about σ/√(2N).
     Raises ValueError for grades of another shape or with values that are no number.
     """
 
     name = "class_size"
-    size = (7.6, 3.8)
+    size = (7.6, 3.9)
 
     def __init__(self, grades=None):
-        if grades is None:
-            from ..data import school
-
-            grades = school(1000)
-        self.grades = torch.as_tensor(grades)
-        subjects = check_grades(self.grades)
+        self._grades, self._subjects = checked(school(1000) if grades is None else grades)
         self._seed = 0
-        again = Button(
-            description="Draw other classes", icon="refresh", tooltip=f"Draw {CLASSES} new classes by chance"
-        )
+        self._shown = None
+        again = Button(description="Draw again", icon="refresh", tooltip=f"Draw {CLASSES} other classes by chance")
         again.on_click(self._draw_again)
-        controls = {
-            "students": slider("Class size (students)", 8, 1, LARGEST, tooltip="How many students share one mean: N"),
-            "subject": choice(
-                "Subject",
-                0,
-                [(name, c) for c, name in enumerate(subjects)],
-                tooltips=[f"Grades in {name}" for name in subjects],
-            ),
-        }
-        super().__init__(controls, [again])
+        size = slider("Class size N (students)", 8, 1, LARGEST, tooltip="How many students share one mean")
+        super().__init__({"subject": subject_buttons(self._subjects), "students": size}, [again])
 
     def _draw_again(self, _):
         self._seed += 1
@@ -87,45 +181,97 @@ class ClassSize(Explorer):
         super().reset()
 
     def still(self, figure):
-        """Draw the axes: one dot plot of classes, one law."""
-        left, right = figure.subplots(1, 2, width_ratios=[1.15, 1])
-        figure.subplots_adjust(left=0.1, right=0.985, top=0.9, bottom=0.16, wspace=0.3)
-        self._strip, self._law = left, right
-        spread = torch.linspace(-1, 1, CLASSES)[torch.randperm(CLASSES, generator=torch.Generator().manual_seed(0))]
-        self._heights = 0.32 * spread.numpy()
-        left.set(ylim=(-0.55, 1.6), yticks=[1, 0], xlabel="standard deviations σ of the school", xlim=(-2.6, 2.6))
-        left.set_yticklabels(["mean", "spread"], rotation=90, va="center")
-        left.set_title(f"{CLASSES} classes against the school")
-        dots = {"linestyle": "", "markersize": 4, "alpha": 0.55}
-        self._means = self.moves(left.plot([], [], "o", color=BLUE, **dots)[0])
-        self._sds = self.moves(left.plot([], [], "^", color=VERMILION, **dots)[0])
-        right.set(xscale="log", yscale="log", xlim=(0.85, 150), ylim=(0.05, 1.6), xlabel="class size N (students)")
-        right.set_title("Error of a class's mean")
+        """Draw the axes: two strips of classes, and the law."""
+        means = figure.add_axes((0.045, 0.60, 0.44, 0.31))
+        sds = figure.add_axes((0.045, 0.15, 0.44, 0.31))
+        law = figure.add_axes((0.60, 0.15, 0.385, 0.76))
+        self._axes = means, sds, law
+        self._heights = scattered(CLASSES)
+        for axes, title in ((means, f"Means of {CLASSES} classes"), (sds, f"Spreads of {CLASSES} classes")):
+            axes.set(ylim=(0, 1), yticks=[], title=title)
+            axes.spines["left"].set_visible(False)
+        sds.set_xlabel("points")
         n = torch.arange(1, LARGEST + 1)
-        right.plot(n, n**-0.5, color=GREY, linestyle="--", label="law: σ/√N")
-        self._measured = self.moves(right.plot([], [], "o", markersize=3, color=BLUE, label="measured")[0])
-        self._now = self.moves(right.plot([], [], "D", markersize=9, color=VERMILION, markeredgecolor="white")[0])
+        law.set(xscale="log", yscale="log", xlim=(0.8, 160), ylim=(0.04, 1.7), xlabel="class size N (students)")
+        law.set_title("How far they stray (points)")
+        law.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
+        law.minorticks_off()
+        law.grid(color="#dddddd")
+        law.plot(n, n**-0.5, color=BLUE, linestyle="--", label="law of the mean, σ/√N")
+        law.plot(n, (2 * n) ** -0.5, color=VERMILION, linestyle=":", label="of the spread, ≈ σ/√(2N)")
+        law.legend(loc="lower left", borderaxespad=0.1, handlelength=1.6)
+        self._school, self._band, self._dots, self._measured, self._here = [], [], [], [], []
+        for axes, color, marker in ((means, BLUE, "o"), (sds, VERMILION, "^")):
+            self._band.append(self.moves(axes.axvspan(0, 1, color=color, alpha=0.15, linewidth=0)))
+            self._school.append(self.moves(axes.axvline(0, color="black", linewidth=1.5)))
+            style = {"marker": marker, "color": color, "linestyle": ""}
+            self._dots.append(self.moves(axes.plot([], [], **style, markersize=4, alpha=0.6)[0]))
+            self._measured.append(self.moves(law.plot([], [], **style, markersize=4)[0]))
+            self._here.append(self.moves(law.plot([], [], **style, markersize=11, markeredgecolor="black")[0]))
 
     def show(self, students, subject):
         """Move the dots to classes of `students`."""
-        classes = draw_classes(self.grades[:, subject], self._seed)
+        school = draw_classes(self._grades[:, subject], self._seed)
+        if school.sd == 0:
+            raise ValueError(f"all grades in {self._subjects[subject]} are {school.mean:g}, so no class can stray")
+        if subject != self._shown:
+            self._scale(school)
+            self._shown = subject
         column = students - 1
-        self._means.set_data((classes.means[:, column] - classes.mean) / classes.sd, 1 + self._heights)
-        self._sds.set_data(classes.sds[:, column] / classes.sd - 1, self._heights)
-        n = torch.arange(1, LARGEST + 1)
-        self._measured.set_data(n, classes.error / classes.sd)
-        self._now.set_data([students], [classes.error[column] / classes.sd])
-        return f"{students} students a class."
-
-
-def check_grades(grades):
-    """Return the names of the subjects of `grades` (students, subjects); raise ValueError if they cannot be used."""
-    if grades.dim() != 2 or len(grades) < 2:
-        raise ValueError(
-            f"expected grades of shape (students, subjects), two students at least, got {tuple(grades.shape)}"
+        powers = [2**k - 1 for k in range(LARGEST.bit_length())]  # columns of 1, 2, 4 … students
+        for i, (centre, law, values, error) in enumerate(
+            (
+                (school.mean, school.sd / students**0.5, school.means, school.mean_error),
+                (school.sd, school.sd / (2 * students) ** 0.5, school.sds, school.sd_error),
+            )
+        ):
+            self._band[i].set(x=centre - law, width=2 * law)
+            self._school[i].set_xdata([centre, centre])
+            self._dots[i].set_data(values[:, column], self._heights)
+            self._measured[i].set_data([p + 1 for p in powers], error[powers] / school.sd)
+            self._here[i].set_data([students], [error[column] / school.sd])
+        sds = school.sds[:, column]
+        return (
+            f"{CLASSES} classes of {students} from a school whose grades in {self._subjects[subject]} have mean "
+            f"{school.mean:.2f} and standard deviation σ = {school.sd:.2f} points (black lines). A class's mean strays "
+            f"from the school's by {school.mean_error[column]:.2f} points, root mean square; σ/√N says "
+            f"{school.sd / students**0.5:.2f} (shaded). "
+            + (
+                "One student has no spread: the biased variance (÷ N) is 0, the unbiased one (÷ N − 1) does not exist."
+                if students == 1
+                else f"A class's standard deviation (biased, ÷ N) is {sds.mean():.2f} on average and strays by "
+                f"{school.sd_error[column]:.2f}."
+            )
         )
-    if not grades.isfinite().all():
-        raise ValueError(f"{(~grades.isfinite()).sum()} grades are not a number; leave those students out first")
-    from ..data import SUBJECTS
 
-    return SUBJECTS if grades.shape[1] == len(SUBJECTS) else [f"subject {c}" for c in range(grades.shape[1])]
+    def _scale(self, school):
+        means, sds, law = self._axes
+        means.set_xlim(school.mean - 3.5 * school.sd, school.mean + 3.5 * school.sd)
+        sds.set_xlim(-0.1 * school.sd, 2.4 * school.sd)
+        parts = (1, 2, 4, 8, 16)
+        names = [f"{'σ' if part == 1 else f'σ/{part}'} = {school.sd / part:.3g}" for part in parts]
+        law.set_yticks([1 / part for part in parts], names)
+        law.minorticks_off()
+        self.axes_moved()
+
+
+def scattered(n):
+    """Return heights (n,) between 0.2 and 0.9 in an order without order, so that dots of one value stand apart."""
+    return torch.linspace(0.2, 0.9, n)[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+
+
+def subject_buttons(subjects):
+    """Return the buttons that choose one of `subjects`, by number."""
+    options = [(name, c) for c, name in enumerate(subjects)]
+    return choice("Subject", 0, options, tooltips=[f"The grades in {name}" for name in subjects])
+
+
+def checked(grades):
+    """Return `grades` (students, subjects) as a tensor and the subjects' names; raise ValueError if they do not do."""
+    grades = torch.as_tensor(grades)
+    if grades.dim() != 2 or len(grades) < 2:
+        raise ValueError(f"expected grades (students, subjects), of two students or more, got {tuple(grades.shape)}")
+    if not grades.isfinite().all():
+        raise ValueError(f"{(~grades.isfinite()).sum()} grades are no number; leave those students out")
+    names = SUBJECTS if grades.shape[1] == len(SUBJECTS) else [f"subject {c}" for c in range(grades.shape[1])]
+    return grades, list(names)
