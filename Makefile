@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first command makes. PYTHON=python3.12 make lab picks another Python (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
+ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help lab test validate notebooks gallery bench lint
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+lab: .venv/.lab  ## open the lessons in JupyterLab
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ROOT_FLAG) $(LAB)
+
+test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
+	BNLIB_OFFLINE=1 $(PYTEST) $(NBVAL) tests notebooks
+
+validate: .venv/.lab  ## compare every stored output of the lessons, as you have them, with a fresh run
+	$(PYTEST) $(NBVAL) notebooks
+
+notebooks: .venv/.lab  ## run every lesson from top to bottom and save it
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
+	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+gallery: .venv/.dev  ## draw the README's pictures of the explorers anew
+	$(BIN)/python benchmarks/gallery.py
+
+bench: .venv/.dev  ## measure everything the README and RESULTS.md claim, as ratios
+	$(BIN)/python -m benchmarks
+
+lint: .venv/.dev  ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+.venv/.lab: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; try PYTHON=python3.12 make lab")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/.dev: .venv/.lab requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	@touch $@
