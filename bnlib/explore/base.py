@@ -4,20 +4,28 @@ The figure is drawn once, off screen. After that a change costs: compute, move t
 stored background, encode. A full draw by matplotlib (25 ms and more) happens again only when axes have to move.
 """
 
+import functools
 import html
-import io
+import struct
+import textwrap
 import threading
+import zlib
 from typing import ClassVar
 
 import ipywidgets as widgets
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.text import Text
+from PIL import Image, ImageDraw, ImageFont
 
 from ..plots import png_with_words
 
 DPI = 100
+ANCHOR = {"top": "a", "center": "m", "center_baseline": "m", "baseline": "s", "bottom": "d"}  # Pillow's names
 CAPTION = '<p role="status" aria-live="polite" style="line-height: 1.4">{}</p>'
 STYLE = {
     "font.size": 11,
@@ -64,8 +72,9 @@ class Explorer(widgets.VBox):
     working. `refresh()` shows again, for changes that come from elsewhere than a control, from any thread.
     `axes_moved()`, called in `show`, has everything drawn anew, for the changes that move an axis, a title or a tick.
     `set(n=16)` moves several controls at once, `reset()` puts all back; extend it where more than controls can change.
-    `caption` is the caption as plain text, `png()` the picture. Artists are drawn in the order of their `zorder`, and
-    above all that is still.
+    `limit("n", 32)`, in `show`, moves a slider's end.
+    `caption` is the caption as plain text, `png()` the picture. Moving artists are drawn in the order of their
+    `zorder`, over all that is still; moving texts last (upright, without box or mathtext: Pillow writes them, faster).
     """
 
     name: ClassVar[str]
@@ -83,7 +92,6 @@ class Explorer(widgets.VBox):
         self._canvas = FigureCanvasAgg(self.figure)
         with mpl.rc_context(STYLE):
             self.still(self.figure)
-            self._apology = self.figure.text(0.5, 0.5, "", ha="center", va="center", size=12, wrap=True)
         self._picture = widgets.Image(
             format="png",
             tooltip="The picture; the words below it say the same",
@@ -114,6 +122,15 @@ class Explorer(widgets.VBox):
     def axes_moved(self):
         """Have the still part drawn anew as well, this once."""
         self._background = None
+
+    def limit(self, name, high):
+        """Set the highest value of the slider `name`, in `show`, and return the slider's value, which may have fallen."""
+        setting, self._setting = self._setting, True
+        try:
+            self.controls[name].max = high
+        finally:
+            self._setting = setting
+        return self.controls[name].value
 
     def values(self):
         """Return the controls' values, a dict by name."""
@@ -149,10 +166,7 @@ class Explorer(widgets.VBox):
 
     def png(self):
         """Return the picture as it is now, PNG bytes."""
-        pixels = Image.frombuffer("RGBA", self._canvas.get_width_height(), self._canvas.buffer_rgba())
-        file = io.BytesIO()
-        pixels.convert("RGB").save(file, "png", compress_level=1)  # a fifth of the default level's time
-        return file.getvalue()
+        return encode(self._page)
 
     def _changed(self, _):
         if not self._setting:
@@ -161,15 +175,22 @@ class Explorer(widgets.VBox):
     def _draw(self, failed):
         if self._background is None:
             with mpl.rc_context(STYLE):  # ticks are made while drawing
-                self._apology.set_visible(False)
                 self._canvas.draw()
             self._background = self._canvas.copy_from_bbox(self.figure.bbox)
         self._canvas.restore_region(self._background)
-        if failed:
-            self._apology.set(visible=True, text=self.caption)
-        moving = [self._apology] if failed else sorted(self._moving, key=lambda artist: artist.get_zorder())
+        moving = [] if failed else sorted(self._moving, key=lambda artist: artist.get_zorder())
         for artist in moving:
-            artist.draw(self._canvas.get_renderer())
+            if not isinstance(artist, Text):
+                artist.draw(self._canvas.get_renderer())
+        size = self._canvas.get_width_height()
+        self._page = Image.frombuffer("RGBA", size, self._canvas.buffer_rgba()).convert("RGB")
+        draw = ImageDraw.Draw(self._page)
+        if failed:
+            lines = textwrap.fill(self.caption, 80)
+            draw.text((size[0] / 2, size[1] / 2), lines, "black", pillow_font("DejaVu Sans", "normal", 16), "mm")
+        for artist in moving:
+            if isinstance(artist, Text) and artist.get_visible():
+                write(draw, artist, size[1])
 
     def __repr__(self):
         return f"bnlib.explore.{self.name}: move its controls in a live notebook"
@@ -178,6 +199,32 @@ class Explorer(widgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         still, metadata = png_with_words(self._picture.value, self.caption)
         return {**still, **bundle, "text/plain": repr(self)}, metadata
+
+
+def encode(page):
+    """Return an RGB Pillow image as PNG bytes, its rows unfiltered: to find the best filter takes longer than all else."""
+    width, height = page.size
+    rows = np.zeros((height, 1 + 3 * width), np.uint8)  # a row begins with its filter, 0 is none
+    rows[:, 1:] = np.asarray(page).reshape(height, -1)
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def write(draw, text, height):
+    """Write the matplotlib `text` on a Pillow drawing `height` pixels high, in a thirtieth of matplotlib's time."""
+    x, y = text.get_transform().transform(text.get_unitless_position())
+    font = pillow_font(text.get_fontname(), text.get_fontweight(), round(text.get_fontsize() * DPI / 72))
+    anchor = text.get_horizontalalignment()[0] + ANCHOR[text.get_verticalalignment()]
+    draw.text((x, height - y), text.get_text(), to_hex(text.get_color()), font, anchor)
+
+
+@functools.cache
+def pillow_font(family, weight, pixels):
+    """Return the font that matplotlib would take, for Pillow."""
+    return ImageFont.truetype(findfont(FontProperties(family=family, weight=weight)), pixels)
 
 
 def row(*children):

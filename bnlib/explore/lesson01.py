@@ -70,38 +70,42 @@ class GammaBeta(Explorer):
         """Draw three rulers, the first and the last alike, so that they can be compared."""
         students = len(self._grades)
         self._heights = scattered(students) if students > MANY else torch.linspace(0.85, 0.3, students)
-        whole = figure.add_axes((0.03, 0, 0.94, 1), xlim=(0, 1), ylim=(0, 1))
+        left, width, marker_size = 0.295, 0.69, 8 if students <= MANY else 4
+        whole = figure.add_axes((left, 0, width, 1), xlim=(0, 1), ylim=(0, 1))
         whole.set_axis_off()
-        self._links = self.moves(whole.plot([], [], color=GREY, linewidth=1, alpha=0.6)[0])
+        self._links = self.moves(whole.plot([], [], color=GREY, linewidth=1, alpha=0.5)[0])
         self._rulers = []
-        for bottom, limits, color, marker, title in (
-            (0.76, RULER, BLUE, "o", "x, the grades"),
-            (0.42, (-4, 4), GREEN, "s", "x̂ = (x − μ) / √(σ² + ε), standardised"),
-            (0.08, RULER, VERMILION, "D", "y = γ · x̂ + β, after"),
+        for bottom, limits, color, marker, symbol, words in (
+            (0.75, RULER, BLUE, "o", "x", "the grades (points)"),
+            (0.42, (-4, 4), GREEN, "s", "x̂ = (x − μ) / √(σ² + ε)", "standardised"),
+            (0.09, RULER, VERMILION, "D", "y = γ · x̂ + β", "after (points)"),
         ):
-            axes = figure.add_axes((0.03, bottom, 0.94, 0.16), xlim=limits, ylim=(0, 1), yticks=[])
+            axes = figure.add_axes((left, bottom, width, 0.21), xlim=limits, ylim=(0, 1), yticks=[])
             axes.spines["left"].set_visible(False)
             axes.patch.set_visible(False)
-            axes.set_title(title, color=color)
+            figure.text(0.01, bottom + 0.17, symbol, color=color, weight="bold")
+            figure.text(0.01, bottom + 0.115, words, color=color)
+            figure.text(0.01, bottom + 0.05, "mean")
+            figure.text(0.01, bottom - 0.005, "standard deviation")
+            mean = self.moves(figure.text(0.275, bottom + 0.05, "", ha="right"))
+            sd = self.moves(figure.text(0.275, bottom - 0.005, "", ha="right"))
             bar = self.moves(axes.plot([], [], color="black", linewidth=2, marker="|", markersize=11)[0])
-            dots = self.moves(
-                axes.plot([], [], marker, color=color, markersize=8, alpha=0.8, markeredgecolor="white")[0]
-            )
-            words = self.moves(axes.text(1, 1.05, "", transform=axes.transAxes, ha="right", va="bottom"))
-            self._rulers.append((axes, bar, dots, words))
+            dots = self.moves(axes.plot([], [], marker, color=color, markersize=marker_size, alpha=0.8)[0])
+            self._rulers.append((axes, bar, dots, mean, sd))
 
     def show(self, subject, gamma, beta, eps):
         """Move the students along the rulers."""
         result = normalise(self._grades[:, subject], gamma, beta, eps)
         places, spreads = [], []
-        for (axes, bar, dots, words), values in zip(
+        for (axes, bar, dots, mean_text, sd_text), values in zip(
             self._rulers, (result.grades, result.standard, result.after), strict=True
         ):
-            mean, sd = values.mean().item(), values.std(correction=0).item()
+            mean, sd = round(values.mean().item(), 9) + 0.0, values.std(correction=0).item()
             spreads.append(sd)
             dots.set_data(values, self._heights)
             bar.set_data([mean - sd, mean, mean + sd], [0.05] * 3)
-            words.set_text(f"mean {mean:.2f}, standard deviation {sd:.2f}")
+            mean_text.set_text(f"{mean:.2f}")
+            sd_text.set_text(f"{sd:.2f}")
             (low, high), box = axes.get_xlim(), axes.get_position()
             places.append(torch.stack([(values - low) / (high - low), box.y0 + self._heights * box.height], 1))
         gap = torch.full_like(places[0], torch.nan)
@@ -182,9 +186,9 @@ class ClassSize(Explorer):
 
     def still(self, figure):
         """Draw the axes: two strips of classes, and the law."""
-        means = figure.add_axes((0.045, 0.60, 0.44, 0.31))
-        sds = figure.add_axes((0.045, 0.15, 0.44, 0.31))
-        law = figure.add_axes((0.60, 0.15, 0.385, 0.76))
+        means = figure.add_axes((0.03, 0.60, 0.42, 0.31))
+        sds = figure.add_axes((0.03, 0.15, 0.42, 0.31))
+        law = figure.add_axes((0.625, 0.15, 0.36, 0.76))
         self._axes = means, sds, law
         self._heights = scattered(CLASSES)
         for axes, title in ((means, f"Means of {CLASSES} classes"), (sds, f"Spreads of {CLASSES} classes")):
@@ -192,7 +196,7 @@ class ClassSize(Explorer):
             axes.spines["left"].set_visible(False)
         sds.set_xlabel("points")
         n = torch.arange(1, LARGEST + 1)
-        law.set(xscale="log", yscale="log", xlim=(0.8, 160), ylim=(0.04, 1.7), xlabel="class size N (students)")
+        law.set(xscale="log", yscale="log", xlim=(0.8, 160), ylim=(0.03, 1.7), xlabel="class size N (students)")
         law.set_title("How far they stray (points)")
         law.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
         law.minorticks_off()
