@@ -57,7 +57,7 @@ MIRRORS = (  # the authors' bucket, Keras's copy, the authors' repository
     "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
 )
 PATIENCE = 5.0  # seconds in which a mirror must send PATIENCE * SLOWEST bytes, or the rest of the file
-SLOWEST = 50_000  # bytes per second: below, the large file would take more than nine minutes
+SLOWEST = 50_000  # bytes per second; at this pace the files take ten minutes
 
 
 @dataclass(repr=False, eq=False)
@@ -133,8 +133,8 @@ def load_images(name="auto", root=None) -> Images:
 
     name  "fashion-mnist": 60,000 + 10,000 images of clothes; "digits": 1,437 + 360 of handwritten digits, resized from
           8 × 8; "auto": the first, or the second where the first cannot be had
-    root  folder with the four official .gz files, in it, in its fashion-mnist or in its FashionMNIST/raw;
-          else the environment variable BNLIB_DATA, else the cache (BNLIB_CACHE moves it), else a download.
+    root  folder with the four official .gz files, in it, in its fashion-mnist or in its FashionMNIST/raw ("digits" need
+          none); else the environment variable BNLIB_DATA, else the cache (BNLIB_CACHE moves it), else a download.
           With BNLIB_OFFLINE=1 and no `root`, "auto" is "digits" at once
 
     Raises ValueError for an unknown name and for a file in the user's folder that is not the official one,
@@ -289,6 +289,7 @@ def fetch(url, size) -> bytes:
     into memory while this one watches the pace. Abandoned, it does no harm: it holds no file, its next write ends it.
     """
     import pooch
+    import requests
     from tqdm.auto import tqdm
 
     # No redirect is followed, for it might leave TLS. "identity": the .gz itself is wanted, not its content.
@@ -319,8 +320,11 @@ def fetch(url, size) -> bytes:
                     if buffer.tell() - seen < PATIENCE * SLOWEST:
                         raise ConnectionError(f"too slow, {buffer.tell():,} of {size:,} bytes came")
                     seen, due = buffer.tell(), due + PATIENCE
-        if result.exception():
-            raise ConnectionError(type(result.exception()).__name__) from result.exception()
+        error = result.exception()
+        if isinstance(error, requests.HTTPError):
+            raise ConnectionError(f"status {error.response.status_code}") from error
+        if error:
+            raise ConnectionError(type(error).__name__) from error
         return result.result()
     finally:
         buffer.close()
