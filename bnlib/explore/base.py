@@ -25,7 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..plots import png_with_words
 
 DPI = 100
-ANCHOR = {"top": "a", "center": "m", "center_baseline": "m", "baseline": "s", "bottom": "d"}  # Pillow's names
+ACROSS = {"left": "l", "center": "m", "right": "r"}  # matplotlib's alignments, and Pillow's
+UP = {"top": "a", "center": "m", "center_baseline": "m", "baseline": "s", "bottom": "d"}
 CAPTION = '<p role="status" aria-live="polite" style="line-height: 1.4">{}</p>'
 STYLE = {
     "font.size": 11,
@@ -124,7 +125,7 @@ class Explorer(widgets.VBox):
         self._background = None
 
     def limit(self, name, high):
-        """Set the highest value of the slider `name`, in `show`, and return the slider's value, which may have fallen."""
+        """Set the highest value of a slider, from `show`, and return the slider's value, which may have fallen."""
         setting, self._setting = self._setting, True
         try:
             self.controls[name].max = high
@@ -202,7 +203,7 @@ class Explorer(widgets.VBox):
 
 
 def encode(page):
-    """Return an RGB Pillow image as PNG bytes, its rows unfiltered: to find the best filter takes longer than all else."""
+    """Return an RGB Pillow image as PNG bytes, rows unfiltered: to find the best filter takes longer than all else."""
     width, height = page.size
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # a row begins with its filter, 0 is none
     rows[:, 1:] = np.asarray(page).reshape(height, -1)
@@ -217,7 +218,7 @@ def write(draw, text, height):
     """Write the matplotlib `text` on a Pillow drawing `height` pixels high, in a thirtieth of matplotlib's time."""
     x, y = text.get_transform().transform(text.get_unitless_position())
     font = pillow_font(text.get_fontname(), text.get_fontweight(), round(text.get_fontsize() * DPI / 72))
-    anchor = text.get_horizontalalignment()[0] + ANCHOR[text.get_verticalalignment()]
+    anchor = ACROSS[text.get_horizontalalignment()] + UP[text.get_verticalalignment()]
     draw.text((x, height - y), text.get_text(), to_hex(text.get_color()), font, anchor)
 
 
