@@ -45,18 +45,21 @@ class Picture:
 LINES = ((BLUE, "-", "o"), (VERMILION, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))  # never by colour alone
 
 
-def curves(x, lines, x_label, y_label, log=False) -> Picture:
+def curves(x, lines, x_label, y_label, log=False, log_x=False) -> Picture:
     """Return `lines` over one axis, each with its own colour, dashes and marker; the words give both ends of each.
 
-    x      (T,) numbers that span several units, such as epochs
-    lines  label -> (T,) numbers, four labels at most
-    log    a logarithmic y axis
+    x           (T,) numbers that span several units, such as epochs
+    lines       label -> (T,) numbers, four labels at most
+    log, log_x  a logarithmic y axis, x axis
     """
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
     for (label, y), (colour, dashes, marker) in zip(lines.items(), LINES, strict=False):
         axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, markevery=0.1, label=label)
-    axes.locator_params(axis="x", integer=True)
+    if log_x:
+        axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     ends = "; ".join(f"{label}: {y[0]:.3g} at the left, {y[-1]:.3g} at the right" for label, y in lines.items())
@@ -190,3 +193,37 @@ def _numbers(axes, values, fills):
             axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, alpha=0.3, edgecolor=GREY))
             weight = "bold" if fill else "normal"
             axes.text(j, i, f"{values[i, j]:g}", ha="center", va="center", fontweight=weight, fontsize=10)
+
+
+def image_grid(images, rows=3) -> Picture:
+    """Return the first `rows` training images of each class, a column a class; `images` as `load_images` returns them."""
+    names = images.class_names
+    figure = Figure(figsize=(len(names), rows + 0.4), layout="constrained")
+    for column, name in enumerate(names):
+        of_class = (images.train_labels == column).nonzero()[:rows, 0]  # (rows,)
+        for row, index in enumerate(of_class.tolist()):
+            axes = figure.add_subplot(rows, len(names), row * len(names) + column + 1)
+            axes.imshow(images.train_images[index, 0], cmap="gray_r", vmin=0, vmax=1)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(name, fontsize=9)
+    return Picture(figure, f"{rows} training images of each of {len(names)} classes: {', '.join(names)}.")
+
+
+def gamma_beta(layers) -> Picture:
+    """Return what was learned: one dot a channel, γ across and β up.
+
+    layers  label -> (γ (C,), β (C,)), four labels at most
+    """
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="γ, the scale (1 at the start)", ylabel="β, the shift (0 at the start)")
+    axes.axvline(1, color=GREY, linewidth=0.8)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    for (label, (gamma, beta)), (colour, _, marker) in zip(layers.items(), LINES, strict=False):
+        axes.plot(gamma, beta, linestyle="", color=colour, marker=marker, markersize=5, alpha=0.7, label=label)
+    axes.legend(frameon=False)
+    spans = "; ".join(
+        f"{label}: γ from {gamma.min():.2f} to {gamma.max():.2f}, β from {beta.min():.2f} to {beta.max():.2f}"
+        for label, (gamma, beta) in layers.items()
+    )
+    return Picture(figure, f"γ and β of each channel. {spans}.")
