@@ -196,7 +196,7 @@ def _numbers(axes, values, fills):
 
 
 def image_grid(images, rows=3) -> Picture:
-    """Return the first `rows` training images of each class, a column a class; `images` as `load_images` returns them."""
+    """Return the first `rows` training images of each class, one column a class; `images` as from `load_images`."""
     names = images.class_names
     figure = Figure(figsize=(len(names), rows + 0.4), layout="constrained")
     for column, name in enumerate(names):
