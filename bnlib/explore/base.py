@@ -185,13 +185,12 @@ class Explorer(widgets.VBox):
                 artist.draw(self._canvas.get_renderer())
         size = self._canvas.get_width_height()
         self._page = Image.frombuffer("RGBA", size, self._canvas.buffer_rgba()).convert("RGB")
-        draw = ImageDraw.Draw(self._page)
         if failed:
-            lines = textwrap.fill(self.caption, 80)
-            draw.text((size[0] / 2, size[1] / 2), lines, "black", pillow_font("DejaVu Sans", "normal", 16), "mm")
+            lines, font = textwrap.fill(self.caption, 80), pillow_font("sans-serif", "normal", 16)
+            ImageDraw.Draw(self._page).text((size[0] / 2, size[1] / 2), lines, "black", font, "mm")
         for artist in moving:
             if isinstance(artist, Text) and artist.get_visible():
-                write(draw, artist, size[1])
+                write(self._page, artist)
 
     def __repr__(self):
         return f"bnlib.explore.{self.name}: move its controls in a live notebook"
@@ -214,12 +213,23 @@ def encode(page):
     )
 
 
-def write(draw, text, height):
-    """Write the matplotlib `text` on a Pillow drawing `height` pixels high, in a thirtieth of matplotlib's time."""
+def write(page, text):
+    """Write the matplotlib `text` on a Pillow page, in a thirtieth of the time that matplotlib takes."""
     x, y = text.get_transform().transform(text.get_unitless_position())
-    font = pillow_font(text.get_fontname(), text.get_fontweight(), round(text.get_fontsize() * DPI / 72))
+    font = text.get_fontfamily()[0], text.get_fontweight(), round(text.get_fontsize() * DPI / 72)
     anchor = ACROSS[text.get_horizontalalignment()] + UP[text.get_verticalalignment()]
-    draw.text((x, height - y), text.get_text(), to_hex(text.get_color()), font, anchor)
+    mask, left, top = stamp(text.get_text(), font, anchor)
+    page.paste(to_hex(text.get_color()), (round(x) + left, page.height - round(y) + top), mask)
+
+
+@functools.lru_cache(4096)
+def stamp(words, font, anchor):
+    """Return the words as a mask, and where its left top corner is from the anchor (both pixels)."""
+    font = pillow_font(*font)
+    left, top, right, bottom = font.getbbox(words, anchor=anchor)
+    mask = Image.new("L", (int(right - left), int(bottom - top)))
+    ImageDraw.Draw(mask).text((-left, -top), words, 255, font, anchor)
+    return mask, int(left), int(top)
 
 
 @functools.cache

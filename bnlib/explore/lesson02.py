@@ -24,6 +24,13 @@ READINGS = {  # face -> the choices: words on the button, reading, tooltip
         ("group norm", "group", "One mean for each group of channels of each sample"),
     ),
 }
+HOW = {  # reading -> how the picture is laid out
+    "2D": "rows are samples, columns are channels",
+    "3D": "in each sample rows are channels, columns are positions",
+    "mistaken": "in each sample rows are positions, columns channels; BatchNorm1d takes the rows",
+} | dict.fromkeys(
+    ("batch", "layer", "instance", "group"), "rows are samples, columns are channels, blocks are images H × W"
+)
 
 
 @dataclass
@@ -114,7 +121,8 @@ class WhoSharesAMean(Explorer):
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))  # pixels, from the top
         axes.set_axis_off()
         self._cells = self.moves(axes.add_collection(PolyCollection([], edgecolors="white")))
-        self._title = self.moves(axes.text(12, 22, "", va="center", weight="bold"))
+        self._title = self.moves(axes.text(12, 20, "", va="center", weight="bold"))
+        self._how = self.moves(axes.text(12, 44, "", va="center"))
         most = 4 * 6 * 9 if "side" in self.controls else 4 * 5 * 5
         self._numbers = [self.moves(axes.text(0, 0, "", ha="center", va="center")) for _ in range(most)]
         self._names = [self.moves(axes.text(0, 0, "", va="center", color="#444444", size=10)) for _ in range(10)]
@@ -143,7 +151,7 @@ class WhoSharesAMean(Explorer):
         for text, mark in zip(self._numbers, marked.tolist(), strict=False):
             text.set_fontweight("bold" if mark else "normal")
         numbers = [f"{x:.0f}" for x in result.x.flatten()[marked].tolist()]
-        mean, variance = f"{result.mean[here]:.6g}", f"{result.variance[here]:.6g}"
+        mean, variance = (f"{round(v[here].item(), 4):.7g}" for v in (result.mean, result.variance))
         self._title.set_text(f"{len(numbers)} numbers share the mean {mean} and the variance {variance}")
         if len(numbers) > 12:
             numbers[6:-3] = ["…"]
@@ -186,17 +194,19 @@ class WhoSharesAMean(Explorer):
             row, column = index[:, 0] * tall, index[:, 1] * wide
             if len(shape) == 4:
                 row, column = row + index[:, 2], column + index[:, 3]
-        left, top = 100, 76
-        width = min(72, (748 - left) / (column.max().item() + 1))
-        height = min(52, (100 * self.size[1] - 10 - top) / (row.max().item() + 1))
-        x, y = left + column * width, top + row * height
+        left, top = 100, 98
+        width = min(96, (748 - left) / (column.max().item() + 1))
+        height = min(64, (100 * self.size[1] - 10 - top) / (row.max().item() + 1))
+        x, y = left + column * width, top + row * height  # of the cells' left top corners
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]]) * torch.tensor([width - 3, height - 3])
         self._cells.set_verts((torch.stack([x, y], 1)[:, None] + corners).numpy())
         points = 0.72 * min(17, max(12.5, 0.4 * width))
+        places = list(zip((x + width / 2 - 1.5).tolist(), (y + height / 2 - 1.5).tolist(), strict=True))
         for i, text in enumerate(self._numbers):
-            text.set_visible(i < len(x))
-            if i < len(x):
-                text.set(position=(x[i] + width / 2 - 1.5, y[i] + height / 2 - 1.5), text=str(i), fontsize=points)
+            text.set_visible(i < len(places))
+            if i < len(places):
+                text.set(position=places[i], text=str(i), fontsize=points)
+        self._how.set_text(HOW[reading])
         names = ["sample", "position" if reading == "mistaken" else "channel"]
         rows = [
             (left - 10, top + (i * tall + int(tall) / 2) * height, "right", f"{names[down]} {i}")
