@@ -17,8 +17,8 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
 
     norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none"
     momentum  of the normalization layers; None for cumulative statistics
-    seed      all weights come from it (Xavier-uniform; biases as torch draws them), whatever the norm: networks of one
-              seed differ in their normalization alone. The global random state is left as it was.
+    seed      all weights come from it (Xavier-uniform, biases 0), whatever the norm: networks of one seed differ in their
+              normalization alone. The global random state is left as it was.
 
     Raises ValueError for an unknown norm. LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
@@ -82,11 +82,12 @@ def _norm_layers(norm, momentum=0.1):
 
 
 def _seeded(build, seed):
-    """Return what `build` builds, its weights drawn from `seed`, those of matrices and kernels Xavier-uniform."""
+    """Return what `build` builds, its weights drawn from `seed`, Xavier-uniform, and its biases 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
         for module in model:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
     return model

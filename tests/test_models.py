@@ -1,0 +1,79 @@
+"""The networks of the lessons."""
+
+import pytest
+import torch
+from torch import nn
+
+import bnlib
+from bnlib.models import deep_convnet, head_teacher
+
+TABLE = [  # layer, output for a batch of B images
+    ("Conv2d", (6, 24, 24)),
+    ("BatchNorm2d", (6, 24, 24)),
+    ("Sigmoid", (6, 24, 24)),
+    ("MaxPool2d", (6, 12, 12)),
+    ("Conv2d", (16, 8, 8)),
+    ("BatchNorm2d", (16, 8, 8)),
+    ("Sigmoid", (16, 8, 8)),
+    ("MaxPool2d", (16, 4, 4)),
+    ("Flatten", (256,)),
+    ("Linear", (120,)),
+    ("BatchNorm1d", (120,)),
+    ("Sigmoid", (120,)),
+    ("Linear", (84,)),
+    ("BatchNorm1d", (84,)),
+    ("Sigmoid", (84,)),
+    ("Linear", (10,)),
+]
+
+
+@pytest.mark.parametrize("norm", ["scratch", "torch"])
+def test_lenet_has_the_sixteen_layers_of_the_table(norm):
+    model, x = bnlib.lenet(norm), torch.rand(2, 1, 28, 28)
+    assert len(model) == 16
+    for layer, (name, shape) in zip(model, TABLE, strict=True):
+        x = layer(x)
+        assert (type(layer).__name__, tuple(x.shape)) == (name, (2, *shape))
+    assert isinstance(model[1], nn.BatchNorm2d if norm == "torch" else bnlib.BatchNorm2d)
+
+
+def test_networks_of_one_seed_differ_in_their_normalization_alone():
+    ours, torchs, without = (bnlib.lenet(norm).state_dict() for norm in ("scratch", "torch", "none"))
+    assert ours.keys() == torchs.keys()
+    assert all(torch.equal(ours[name], torchs[name]) for name in ours)
+    kernels = [tensor for tensor in ours.values() if tensor.dim() > 1]
+    assert all(map(torch.equal, kernels, (tensor for tensor in without.values() if tensor.dim() > 1)))
+    assert not torch.equal(kernels[0], bnlib.lenet(seed=1)[0].weight)
+
+
+def test_weights_are_xavier_uniform():
+    weight = bnlib.lenet()[9].weight  # (120, 256)
+    bound = (6 / (120 + 256)) ** 0.5
+    assert 0.99 * bound < weight.abs().max() <= bound
+
+
+def test_building_a_network_leaves_the_global_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    bnlib.lenet()
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_momentum_reaches_the_layers():
+    assert bnlib.lenet(momentum=None)[1].momentum is None
+    assert bnlib.lenet("torch", momentum=0.3)[10].momentum == 0.3
+
+
+def test_the_deep_network_has_ten_convolutions_and_the_head_teacher_gives_one_mark():
+    model = deep_convnet()
+    assert sum(isinstance(layer, nn.Conv2d) for layer in model) == 10
+    assert sum(isinstance(layer, bnlib.BatchNorm2d) for layer in model) == 10
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert head_teacher("none")(torch.rand(5, 3)).shape == (5, 1)
+
+
+@pytest.mark.parametrize("build", [bnlib.lenet, deep_convnet, head_teacher])
+def test_an_unknown_norm_is_refused_with_the_known_ones(build):
+    with pytest.raises(ValueError, match="norm must be one of 'scratch', 'torch', 'none', got 'layer'"):
+        build("layer")

@@ -1,0 +1,192 @@
+"""The training loop, evaluation, and the statistics estimated anew."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnlib
+from bnlib.training import find_device
+
+FAST = {"epochs": 2, "batch_size": 64, "lr": 0.5, "progress": False}
+
+
+def test_fit_does_what_the_plain_loop_does(images):
+    model, by_hand = bnlib.lenet(), bnlib.lenet()
+    history = bnlib.fit(model, images, **FAST)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.5)
+    shuffle = torch.Generator().manual_seed(0)
+    for epoch in range(2):
+        losses, right = [], 0
+        for batch in torch.randperm(320, generator=shuffle).split(64):
+            logits = by_hand(images.train_images[batch])
+            loss = F.cross_entropy(logits, images.train_labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            right += (logits.argmax(1) == images.train_labels[batch]).sum().item()
+        assert history.train_loss[epoch] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        assert history.train_accuracy[epoch] == pytest.approx(right / 320)
+    for ours, theirs in zip(model.state_dict().values(), by_hand.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_same_seed_gives_the_same_history_and_another_seed_another(images):
+    first, again, other = (bnlib.fit(bnlib.lenet(), images, **FAST, seed=seed) for seed in (0, 0, 1))
+    assert first.points == again.points
+    assert first.test_accuracy == again.test_accuracy
+    assert first.points != other.points
+
+
+def test_fit_leaves_the_global_random_state_alone(images):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    bnlib.fit(bnlib.lenet(), images, **FAST)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_history_has_five_points_an_epoch_and_one_figure_each(images):
+    history = bnlib.fit(bnlib.lenet(), images, **FAST)
+    assert len(history.points) == 10
+    assert history.points[-1].epoch == 2
+    assert len(history.train_loss) == len(history.train_accuracy) == len(history.test_accuracy) == 2
+    fifths = [point.loss for point in history.points[:5]]
+    assert history.train_loss[0] == pytest.approx(sum(fifths) / 5, rel=1e-5)
+    assert history.examples_per_second == pytest.approx(640 / history.seconds)
+    bundle, metadata = history._repr_mimebundle_()
+    assert bundle["image/png"].startswith("iVBOR")
+    assert f"{history.test_accuracy[-1]:.3f}" in metadata["image/png"]["alt"]
+
+
+def test_cosine_takes_the_learning_rate_to_zero(images):
+    seen = []
+    model = bnlib.lenet("none")
+    before = copy.deepcopy(model.state_dict())
+
+    def watch(step):
+        after = step.model.state_dict()
+        seen.append(sum((after[name] - before[name]).abs().sum().item() for name in after))
+        before.update(copy.deepcopy(after))
+
+    bnlib.fit(model, images, **FAST | {"schedule": "cosine", "batch_size": 32}, on_step=watch)
+    assert len(seen) == 20
+    assert seen[-1] < 0.1 * seen[0]
+
+
+def test_on_step_stops_at_once_and_on_epoch_sees_each_epoch(images):
+    steps, epochs = [], []
+    history = bnlib.fit(
+        bnlib.lenet(),
+        images,
+        **FAST,
+        on_step=lambda step: steps.append(step.epoch) or len(steps) == 7,
+        on_epoch=lambda history: epochs.append(len(history.test_accuracy)),
+    )
+    assert steps == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4])
+    assert epochs == [1]
+    assert len(history.train_loss) == len(history.test_accuracy) == 1
+    assert history.points[-1].epoch == pytest.approx(1.4)
+
+
+def test_an_interrupt_returns_the_history_so_far(images):
+    model = bnlib.lenet()
+
+    def interrupt(step):
+        if step.epoch > 1.5:
+            raise KeyboardInterrupt
+
+    history = bnlib.fit(model, images, **FAST, on_step=interrupt)
+    assert len(history.test_accuracy) == len(history.train_loss) == 1
+    assert 0 <= bnlib.evaluate(model, images) <= 1
+
+
+def test_a_last_batch_of_one_image_is_left_out(images):
+    odd = dataclasses.replace(images, train_images=images.train_images[:129], train_labels=images.train_labels[:129])
+    steps = []
+    bnlib.fit(bnlib.lenet(), odd, **FAST | {"epochs": 1}, on_step=lambda step: steps.append(step.epoch))
+    assert len(steps) == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_training_with_its_place(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1, step 2: .*below 1e\+38"):
+        bnlib.fit(model, images, **FAST | {"lr": 1e38})
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number, 1 or more, got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number, 1 or more, got 1.5"),
+        ({"batch_size": -1}, "batch_size must be a whole number, 1 or more, got -1"),
+        ({"lr": 0}, "lr must be a positive number, got 0"),
+        ({"lr": math.inf}, "lr must be a positive number, got inf"),
+        ({"schedule": "warm"}, "schedule must be one of 'constant', 'cosine', got 'warm'"),
+        ({"precision": "float8"}, "precision must be one of .*, got 'float8'"),
+        ({"device": "abacus"}, "device 'abacus' is not there; this machine has .*cpu"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+    ],
+)
+def test_an_argument_out_of_range_is_named(images, argument, message):
+    with pytest.raises(ValueError, match=message):
+        bnlib.fit(bnlib.lenet(), images, **FAST | argument)
+
+
+def test_labels_and_outputs_must_fit_the_classes(images):
+    bad = dataclasses.replace(images, train_labels=images.train_labels + 1)
+    with pytest.raises(ValueError, match=r"train labels must lie in 0 to 9.*got 1 to 10"):
+        bnlib.fit(bnlib.lenet(), bad, **FAST)
+    fewer = dataclasses.replace(images, test_labels=images.test_labels[1:])
+    with pytest.raises(ValueError, match="one label for each test image, got 100 images and 99 labels"):
+        bnlib.fit(bnlib.lenet(), fewer, **FAST)
+    with pytest.raises(ValueError, match=r"must return \(B, 10\).* it gave \(1, 3\)"):
+        bnlib.fit(nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), images, **FAST)
+
+
+def test_auto_finds_a_device_and_a_device_passes_through():
+    assert find_device().type in ("cuda", "mps", "cpu")
+    assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_evaluation_uses_running_statistics_and_leaves_mode_and_model_as_they_were(images):
+    model = bnlib.lenet().train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    share = bnlib.evaluate(model, images, batch_size=7)
+    assert [module.training for module in model[:3]] == [True, False, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    model.eval()
+    expected = (model(images.test_images).argmax(1) == images.test_labels).float().mean().item()
+    assert share == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", ["scratch", "torch"])
+def test_reestimated_statistics_are_the_mean_over_batches_under_frozen_weights(images, norm):
+    model = bnlib.lenet(norm)
+    bnlib.fit(model, images, **FAST)
+    weights = copy.deepcopy(dict(model.named_parameters()))
+    assert bnlib.reestimate_statistics(model, images, batch_size=100) is model
+    assert all(torch.equal(weights[name], parameter) for name, parameter in model.named_parameters())
+    first = model[0](images.train_images)[:300]  # (300, 6, 24, 24): three whole batches of 100; the last 20 stay out
+    torch.testing.assert_close(model[1].running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    batch_variances = torch.stack([batch.var((0, 2, 3)) for batch in first.split(100)])  # unbiased
+    torch.testing.assert_close(model[1].running_var, batch_variances.mean(0), rtol=1e-4, atol=1e-5)
+    assert model[1].num_batches_tracked == 3
+    assert model[1].momentum == 0.1
+    assert model.training
+
+
+def test_reestimating_over_some_batches_or_one_short_one(images):
+    model = bnlib.lenet()
+    bnlib.reestimate_statistics(model, images, batch_size=100, batches=2)
+    assert model[1].num_batches_tracked == 2
+    bnlib.reestimate_statistics(model, images, batch_size=1000)
+    assert model[1].num_batches_tracked == 1
+    with pytest.raises(ValueError, match="batches must be a whole number, 1 or more, got 0"):
+        bnlib.reestimate_statistics(model, images, batches=0)
