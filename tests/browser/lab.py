@@ -1,0 +1,211 @@
+"""JupyterLab as `make lab` starts it, and a headless Chromium that reads and moves what a notebook shows."""
+
+import base64
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+from playwright.sync_api import sync_playwright
+
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},  # all cells stand in the page, not only those in view
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "docmanager-extension/plugin": {"autosave": False},
+}
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update"]
+NUMBERED = (
+    "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:$/.test(p.innerText))"
+)
+FAILED = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]') !== null"
+KERNEL = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status"
+PNG = """async image => {
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(''));
+}"""
+CUT_OFF = """root => [root, ...root.querySelectorAll('*')]
+    .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest('.slider-container, select'))
+    .map(e => `${e.className}: ${e.innerText}`)"""
+
+
+@contextmanager
+def jupyter_lab(folder, home):
+    """Run JupyterLab on the notebooks in `folder`, with all that it remembers under `home`; yield its address."""
+    for name, values in SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    config = home / "config" / "jupyter_server_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"ServerApp": {"allow_root": True}, "LabApp": {"expose_app_in_browser": True}}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    token = secrets.token_hex(16)
+    environment = {
+        **os.environ,
+        **{f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
+        **{f"JUPYTERLAB_{name}_DIR": str(home / name.lower()) for name in ("SETTINGS", "WORKSPACES")},
+        "IPYTHONDIR": str(home / "ipython"),
+        "JUPYTER_PORT": port,
+        "JUPYTER_TOKEN": token,
+        "BNLIB_OFFLINE": "1",  # the images are the digits, on any machine
+        "OMP_NUM_THREADS": "1",  # kernel, server and browser share the processor
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ServerApp.ip=127.0.0.1"]
+    address = f"http://127.0.0.1:{port}/lab?token={token}"
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            if server.poll() is not None:
+                raise RuntimeError(f"JupyterLab ended with {server.returncode}:\n{(home / 'log').read_text()}")
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", int(port))) == 0:
+                    break
+            time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@contextmanager
+def chromium(address):
+    """Open JupyterLab's `address` in a Chromium without a window; yield the page, which waits for nothing over 20 s."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.set_default_timeout(20_000)
+        page.goto(address)
+        page.wait_for_function("window.jupyterapp")
+        page.evaluate("jupyterapp.restored")
+        yield page
+        browser.close()
+
+
+def wait_until(true, seconds):
+    """Return whether `true()` becomes so within `seconds`."""
+    end = time.monotonic() + seconds
+    while not (now := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return now
+
+
+class Notebook:
+    """A notebook open in JupyterLab, of which `page` shows one at a time."""
+
+    def __init__(self, page, name):
+        self.page = page
+        self.name = name
+        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
+        page.wait_for_function(f"{KERNEL} === 'idle'")  # cells run before that are forgotten
+
+    def run_all(self, seconds):
+        """Choose Run > Run All Cells; return when every code cell has its number or one of them has failed."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        self.page.wait_for_function(f"{FAILED} || ({NUMBERED} && {KERNEL} === 'idle')", timeout=1000 * seconds)
+
+    def finished(self):
+        """Return whether every code cell has its number: none was skipped after an error."""
+        return self.page.evaluate(NUMBERED)
+
+    def complaints(self):
+        """Return the text of every error, warning, broken widget, dialog and notification in sight."""
+        mimes = ", ".join(f"[data-mime-type='application/vnd.jupyter.{kind}']" for kind in ("error", "stderr"))
+        seen = self.page.locator(f"{mimes}, .jupyter-widgets-error-widget, .jp-Dialog, .Toastify__toast")
+        return seen.all_inner_texts()
+
+    def explorers(self):
+        """Return the explorers on the page, in order."""
+        return [ExplorerView(root) for root in self.page.locator(".widget-vbox:has([role=status])").all()]
+
+    def look(self, width, theme):
+        """Make the window `width` pixels wide and JupyterLab's theme "light" or "dark"."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        name = f"JupyterLab {theme.title()}"
+        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+        self.page.wait_for_function(f"document.body.dataset.jpThemeName === '{name}'")
+
+    def close(self):
+        """Close the notebook and end its kernel."""
+        self.page.evaluate("void jupyterapp.commands.execute('notebook:close-and-shutdown')")  # it waits for the answer
+        self.page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
+
+
+class ExplorerView:
+    """An explorer as the reader has it: a picture, a caption, and handles to move."""
+
+    def __init__(self, root):
+        self.root = root
+        self.picture = root.locator("img")
+        self.caption = root.locator("[role=status]")
+        self.sliders = root.locator(".widget-slider")
+
+    def button(self, words):
+        """Return the button that says `words`."""
+        return self.root.get_by_role("button", name=words, exact=True)
+
+    def play_buttons(self):
+        """Return the buttons that start and pause a Play widget."""
+        return self.root.locator(".widget-play button:first-child").all()
+
+    def live_sliders(self):
+        """Return the numbers of the sliders that can be seen and moved."""
+        sliders = enumerate(self.sliders.all())
+        return [i for i, slider in sliders if slider.is_visible() and not slider.locator("[disabled]").count()]
+
+    def label(self, slider):
+        """Return the words before slider number `slider`."""
+        return self.sliders.nth(slider).locator(".widget-label").inner_text()
+
+    def readout(self, slider):
+        """Return the value that stands behind slider number `slider`, as text."""
+        return self.sliders.nth(slider).locator(".widget-readout").inner_text()
+
+    def press(self, slider):
+        """Move slider number `slider` by one arrow key, away from the nearer end."""
+        handle = self.sliders.nth(slider).locator(".noUi-handle")
+        handle.focus()
+        handle.press("ArrowLeft" if self.share(slider) > 0.5 else "ArrowRight")
+
+    def drag(self, slider):
+        """Drag slider number `slider` across the middle of its track with the mouse."""
+        view = self.sliders.nth(slider)
+        view.scroll_into_view_if_needed()
+        handle, track = view.locator(".noUi-handle").bounding_box(), view.locator(".noUi-base").bounding_box()
+        mouse = self.root.page.mouse
+        mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        mouse.down()
+        y = track["y"] + track["height"] / 2
+        mouse.move(track["x"] + track["width"] * (0.3 if self.share(slider) > 0.5 else 0.7), y, steps=5)
+        mouse.up()
+
+    def share(self, slider):
+        """Return how far along its track slider number `slider` stands, from 0 to 1."""
+        handle = self.sliders.nth(slider).locator(".noUi-handle")
+        low, high, now = (float(handle.get_attribute(f"aria-value{name}")) for name in ("min", "max", "now"))
+        return (now - low) / (high - low)
+
+    def state(self):
+        """Return the caption and the picture's bytes."""
+        return self.caption.inner_text(), base64.b64decode(self.picture.evaluate(PNG))
+
+    def leaves(self, state, seconds=10):
+        """Return whether both caption and picture become others than those of `state`."""
+        return wait_until(lambda: all(now != then for now, then in zip(self.state(), state, strict=True)), seconds)
+
+    def comes_to(self, state, seconds=10):
+        """Return whether caption and picture become those of `state`."""
+        return wait_until(lambda: self.state() == state, seconds)
+
+    def cut_off(self):
+        """Return what is wider than the box it stands in."""
+        return self.root.evaluate(CUT_OFF)

@@ -1,0 +1,122 @@
+"""Each lesson in JupyterLab, in a real browser, as a reader has it."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import ipywidgets
+import pytest
+from conftest import NOTEBOOKS
+
+from bnlib import explore
+
+LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+SCREENSHOTS = Path(__file__).parent / "screenshots"
+SLIDERS = (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.SelectionSlider)
+
+every_lesson = pytest.mark.parametrize("notebook", LESSONS, indirect=True, scope="module")
+
+
+def explorers(notebook):
+    """Return, for each explorer: its view in the browser, the code that made it, and a twin made here by that code."""
+    cells = json.loads((NOTEBOOKS / f"{notebook.name}.ipynb").read_text())["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    calls = re.findall(r"explore\.\w+\(.*\)", source)
+    return list(zip(notebook.explorers(), calls, map(twin, calls), strict=True))
+
+
+def twin(call):
+    try:
+        return eval(call, {"explore": explore})
+    except NameError:  # it takes what the lesson has computed before
+        return None
+
+
+def parts(widget, kind):
+    """Return the widgets of a kind that stand in `widget`, in the order of the page."""
+    if isinstance(widget, kind):
+        return [widget]
+    return [part for child in getattr(widget, "children", ()) for part in parts(child, kind)]
+
+
+def differences(view, twin):
+    """Return in words where the browser does not come to show what its twin shows."""
+    if view.comes_to((twin.caption, twin.png())):
+        return []
+    caption, _ = view.state()
+    same = caption == twin.caption
+    return ["another picture than the one computed" if same else f"it says {caption!r}, computed: {twin.caption!r}"]
+
+
+@every_lesson
+def test_run_all_runs_every_cell_without_a_complaint(notebook):
+    assert notebook.complaints() == []
+    assert notebook.finished()
+
+
+@every_lesson
+def test_every_slider_moves_picture_and_caption_to_what_bnlib_computes(notebook):
+    wrong = []
+    for view, call, twin in explorers(notebook):
+        for i in view.live_sliders():
+            for move in (view.press, view.drag):
+                before = view.state()
+                move(i)
+                readout = view.readout(i)
+                found = [] if view.leaves(before) else ["picture or caption stand still"]
+                if twin is not None:
+                    control = parts(twin, SLIDERS)[i]
+                    if isinstance(control, ipywidgets.SelectionSlider):
+                        control.label = readout
+                    else:
+                        control.value = type(control.value)(readout)
+                    found += differences(view, twin)
+                wrong += [f"{call}, {move.__name__} {view.label(i)} to {readout}: {words}" for words in found]
+    assert wrong == []
+
+
+@every_lesson
+def test_every_choice_and_button_does_what_bnlib_computes(notebook):
+    wrong = []
+    for view, call, twin in explorers(notebook):
+        if twin is None:
+            continue
+        view.button("Reset").click()
+        wrong += [f"{call}, Reset: {words}" for words in differences(view, twin)]
+        for choice in parts(twin, ipywidgets.ToggleButtons):
+            for label in choice._options_labels:
+                view.button(label).click()
+                choice.label = label
+                wrong += [f"{call}, {choice.description} {label}: {words}" for words in differences(view, twin)]
+        for button in parts(twin, ipywidgets.Button):
+            if button.description not in ("Start", "Stop"):
+                view.button(button.description).click()
+                button.click()
+                wrong += [f"{call}, {button.description}: {words}" for words in differences(view, twin)]
+    assert wrong == []
+
+
+@every_lesson
+def test_play_plays_until_it_is_paused(notebook):
+    for view, call, _ in explorers(notebook):
+        for button in view.play_buttons():
+            button.click()
+            for _ in range(3):
+                assert view.leaves(view.state()), f"{call}: it stands still"
+            button.click()
+            time.sleep(0.5)  # what was under way arrives
+            assert not view.leaves(view.state(), seconds=1), f"{call}: it plays on"
+
+
+@every_lesson
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 900])
+def test_nothing_is_cut_off(notebook, width, theme):
+    notebook.look(width, theme)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    cut = []
+    for number, (view, call, _) in enumerate(explorers(notebook), 1):
+        view.root.screenshot(path=SCREENSHOTS / f"{notebook.name}_{number}_{width}_{theme}.png")
+        cut += [f"{call}: {what}" for what in view.cut_off()]
+    assert cut == []
