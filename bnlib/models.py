@@ -17,8 +17,8 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
 
     norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none"
     momentum  of the normalization layers; None for cumulative statistics
-    seed      all weights come from it (Xavier-uniform, biases 0), whatever the norm: networks of one seed differ in their
-              normalization alone. The global random state is left as it was.
+    seed      all weights come from it (Xavier-uniform; biases 0), whatever the norm: networks of one seed differ in
+              their normalization alone. The global random state is left as it was.
 
     Raises ValueError for an unknown norm. LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
