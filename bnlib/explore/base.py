@@ -95,7 +95,6 @@ class Explorer(widgets.VBox):
             self.still(self.figure)
         self._picture = widgets.Image(
             format="png",
-            tooltip="The picture; the words below it say the same",
             layout=widgets.Layout(width=f"{self.size[0] * DPI:.0f}px", max_width="100%", height="auto", margin="4px 0"),
         )
         self._words = widgets.HTML(layout=widgets.Layout(max_width=f"{self.size[0] * DPI:.0f}px"))

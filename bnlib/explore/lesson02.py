@@ -99,8 +99,8 @@ class WhoSharesAMean(Explorer):
         if norms:
             controls |= {
                 "side": slider("H and W (pixels)", 2, 2, 3, tooltip="Height and width of the images"),
-                "sample": slider("Sample to look at", 0, 0, 2, tooltip="Whose group is marked"),
-                "channel": slider("Channel to look at", 0, 0, 3, tooltip="Whose group is marked"),
+                "sample": slider("Sample to look at", 0, 0, 2, tooltip="Where the thick frame is"),
+                "channel": slider("Channel to look at", 0, 0, 3, tooltip="Where the thick frame is"),
                 "groups": slider(
                     "Groups (group norm)", 2, 1, 6, tooltip="How many groups the channels are divided into"
                 ),
@@ -148,6 +148,7 @@ class WhoSharesAMean(Explorer):
         colors = COLORS[result.group.flatten() % len(COLORS)]
         self._cells.set_facecolor((1 - (1 - colors) * torch.where(marked, 0.6, 0.2)[:, None]).numpy())
         self._cells.set_edgecolor(["black" if mark else "white" for mark in marked])
+        self._cells.set_linewidth(torch.where(result.x.flatten() == result.x[here], 4, 1).tolist())
         for text, mark in zip(self._numbers, marked.tolist(), strict=False):
             text.set_fontweight("bold" if mark else "normal")
         numbers = [f"{x:.0f}" for x in result.x.flatten()[marked].tolist()]
@@ -157,15 +158,15 @@ class WhoSharesAMean(Explorer):
             numbers[6:-3] = ["…"]
         return (
             f"{self._who(reading, shape, sample, channel, groups)}: {', '.join(numbers)} share the mean {mean} and the "
-            f"biased variance {variance} (÷ {int(marked.sum())}), marked by black frames. The first of them becomes "
-            f"{result.y.flatten()[marked][0]:.4f}.{self._remark(reading, shape, marked, groups)}"
+            f"biased variance {variance} (÷ {int(marked.sum())}), in black frames. The thick frame, "
+            f"{result.x[here]:.0f}, becomes {result.y[here]:.4f}.{self._remark(reading, shape, marked, groups)}"
         )
 
     def _who(self, reading, shape, sample, channel, groups):
         return {
             "layer": f"Layer norm on (N, C, H, W) = {shape}, sample {sample}",
             "instance": f"Instance norm on (N, C, H, W) = {shape}, channel {channel} of sample {sample}",
-            "group": f"Group norm on (N, C, H, W) = {shape}, group {channel * groups // shape[1]} of sample {sample}",
+            "group": f"Group norm on (N, C, H, W) = {shape}, channel {channel} of sample {sample} and its group",
             "batch": f"Batch norm on (N, C, H, W) = {shape}, channel {channel}",
             "2D": f"(N, C) = {shape}, channel {channel}",
             "3D": f"(N, C, L) = {shape}, channel {channel}",

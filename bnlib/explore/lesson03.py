@@ -61,7 +61,9 @@ class Loops(Explorer):
             raise ValueError(f"{(~self._x.isfinite()).sum()} values of x are no number; no loop can add them")
         self._n = shape[0] * shape[2] * shape[3]
         step = slider("Step", 6, 0, 3 * self._n, tooltip="How many numbers the loops have visited, in three passes")
-        self._speed = slider("Speed (steps a second)", 4, 1, 20, tooltip="How fast Play goes")
+        self._speed = choice(
+            "Steps a second", 4, [1, 2, 4, 8, 16], tooltips=[f"Play {k} a second" for k in (1, 2, 4, 8, 16)]
+        )
         self._play = Play(
             value=6, max=3 * self._n, interval=250, show_repeat=False, tooltip="Play, pause, back to the start"
         )
@@ -75,7 +77,7 @@ class Loops(Explorer):
         controls = {"step": step}
         if shape[1] > 1:
             controls["channel"] = slider("Channel c", 0, 0, shape[1] - 1, tooltip="Whose numbers are averaged")
-        super().__init__(controls, [self._speed, *buttons])
+        super().__init__(controls, [*buttons, self._speed])
 
     def _change_speed(self, change):
         self._play.interval = 1000 // change.new
@@ -126,6 +128,7 @@ class Loops(Explorer):
         self._sum = self.moves(page.text(30, 414, "", va="center", weight="bold", size=11))
         averages = figure.add_axes((0.545, 0.125, 0.44, 0.5), xlim=(0, self._n + 0.5), xlabel="numbers visited")
         averages.set_title("Average so far")
+        averages.locator_params(axis="x", integer=True)
         top = 1.05 * max(
             max(walk(self._x, c, 2 * self._n).variances.max().item(), self._x[:, c].max().item())
             for c in range(self._x.shape[1])
@@ -138,7 +141,7 @@ class Loops(Explorer):
     def show(self, step, channel=0):
         """Mark what has been visited after `step` steps, and what has been added up."""
         result = walk(self._x, channel, step)
-        names = [f"{value:g}" for value in result.values.tolist()]
+        names = [f"{value:.3g}" for value in result.values.tolist()]
         if result.passed == 2:
             names[: result.visited] = [f"{y:.2f}" for y in result.y.tolist()]
         for text, words in zip(self._numbers, names, strict=True):
@@ -280,7 +283,7 @@ class RunningStatistics(Explorer):
         mean, variance = self._population.mean().item(), self._population.var(correction=0).item()
         sd = variance**0.5
         upper, lower = figure.subplots(2, 1, sharex=True)
-        figure.subplots_adjust(left=0.085, right=0.985, top=0.93, bottom=0.115, hspace=0.28)
+        figure.subplots_adjust(left=0.085, right=0.975, top=0.93, bottom=0.115, hspace=0.28)
         upper.set(xlim=(0, BATCHES), ylim=(min(0, mean - 2.2 * sd) - 0.1 * sd, max(0, mean + 2.2 * sd) + 0.1 * sd))
         upper.set_title("Running mean")
         lower.set(ylim=(0, max(1.2, 3.2 * variance)), xlabel="batches seen")
@@ -292,6 +295,8 @@ class RunningStatistics(Explorer):
             self._dots.append(self.moves(dots))
             self._curves.append(self.moves(axes.plot([], [], color=color, linewidth=2.5, label="running")[0]))
             axes.legend(loc="upper right", ncols=3, borderaxespad=0, bbox_to_anchor=(1, 1.19))
+        none = lower.text(BATCHES / 2, 0.6 * variance, "a batch of one value has no unbiased variance", ha="center")
+        self._none = self.moves(none)
 
     def show(self, size, momentum, average, unbiased):
         """Follow the stream of batches of `size`."""
@@ -306,6 +311,7 @@ class RunningStatistics(Explorer):
             self._curves[i].set_data(seen, [start, *running.tolist()])
         mean, variance = self._population.mean().item(), self._population.var(correction=0).item()
         last = slice(BATCHES // 2, None)
+        self._none.set_visible(size == 1 and unbiased)
         words = (
             f"After {BATCHES} batches of {size} the running mean is {result.running_mean[-1]:.3f}, the population's "
             f"{mean:.3f}; over the last {BATCHES // 2} batches it strays by "
