@@ -27,16 +27,16 @@ from ..plots import png_with_words
 DPI = 100
 ACROSS = {"left": "l", "center": "m", "right": "r"}  # matplotlib's alignments, and Pillow's
 UP = {"top": "a", "center": "m", "center_baseline": "m", "baseline": "s", "bottom": "d"}
-CAPTION = '<p role="status" aria-live="polite" style="line-height: 1.4">{}</p>'
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 11,
+CAPTION = '<p role="status" aria-live="polite" style="line-height: 1.4; margin: 0">{}</p>'
+STYLE = {  # on a page 900 pixels wide JupyterLab leaves about 470 of 680 for a picture: 13 points become 9
+    "font.size": 13,
+    "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelsize": 11,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
+    "axes.labelsize": 13,
+    "xtick.labelsize": 12.5,
+    "ytick.labelsize": 12.5,
+    "legend.fontsize": 12.5,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -53,7 +53,7 @@ class Explorer(widgets.VBox):
 
         class Spread(Explorer):
             name = "spread"                 # the function's name in bnlib.explore
-            size = (7.6, 3.6)               # inches at 100 dots: 760 x 360 pixels
+            size = (6.8, 3.6)               # inches at 100 dots: 680 x 360 pixels
 
             def __init__(self):
                 n = slider("Batch size (values)", 8, 2, 64, tooltip="How many values share one mean")
@@ -79,12 +79,13 @@ class Explorer(widgets.VBox):
     """
 
     name: ClassVar[str]
-    size: ClassVar[tuple[float, float]] = (7.6, 3.6)
+    size: ClassVar[tuple[float, float]] = (6.8, 3.6)
 
     def __init__(self, controls, buttons=()):
         self.controls = dict(controls)
         self.caption = ""
         self._start = self.values()
+        self._width = f"{self.size[0] * DPI:.0f}px"
         self._setting = False
         self._lock = threading.RLock()
         self._moving = []
@@ -95,14 +96,14 @@ class Explorer(widgets.VBox):
             self.still(self.figure)
         self._picture = widgets.Image(
             format="png",
-            layout=widgets.Layout(width=f"{self.size[0] * DPI:.0f}px", max_width="100%", height="auto", margin="4px 0"),
+            layout=widgets.Layout(width=self._width, max_width="100%", height="auto", margin="4px 0"),
         )
-        self._words = widgets.HTML(layout=widgets.Layout(max_width=f"{self.size[0] * DPI:.0f}px"))
-        reset = widgets.Button(description="Reset", icon="undo", tooltip="Put every control back to where it started")
-        reset.on_click(lambda _: self.reset())
+        self._words = widgets.HTML(layout=widgets.Layout(max_width=self._width))
+        reset = button("Reset", self.reset, icon="undo", tooltip="Put every control back to where it started")
         for control in self.controls.values():
             control.observe(self._changed, "value")
-        super().__init__([row(*self.controls.values()), row(*buttons, reset), self._picture, self._words])
+        knobs = self._row(self.controls.values()), self._row([*buttons, reset])
+        super().__init__([*knobs, self._picture, self._words])
         self.refresh()
 
     def still(self, figure):
@@ -168,6 +169,11 @@ class Explorer(widgets.VBox):
         """Return the picture as it is now, PNG bytes."""
         return encode(self._page)
 
+    def _row(self, children):
+        return widgets.HBox(
+            list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center", max_width=self._width)
+        )
+
     def _changed(self, _):
         if not self._setting:
             self.refresh()
@@ -185,7 +191,7 @@ class Explorer(widgets.VBox):
         size = self._canvas.get_width_height()
         self._page = Image.frombuffer("RGBA", size, self._canvas.buffer_rgba()).convert("RGB")
         if failed:
-            lines, font = textwrap.fill(self.caption, 80), pillow_font("sans-serif", "normal", 16)
+            lines, font = textwrap.fill(self.caption, 64), pillow_font("sans-serif", "normal", 18)
             ImageDraw.Draw(self._page).text((size[0] / 2, size[1] / 2), lines, "black", font, "mm")
         for artist in moving:
             if isinstance(artist, Text) and artist.get_visible():
@@ -237,9 +243,11 @@ def pillow_font(family, weight, pixels):
     return ImageFont.truetype(findfont(FontProperties(family=family, weight=weight)), pixels)
 
 
-def row(*children):
-    """Return the widgets side by side, in as many lines as they need."""
-    return widgets.HBox(children, layout=widgets.Layout(flex_flow="row wrap", align_items="center"))
+def button(words, action, *, tooltip, icon=""):
+    """Return a button that says `words` and calls `action()`."""
+    made = widgets.Button(description=words, icon=icon, tooltip=tooltip, layout=widgets.Layout(width="auto"))
+    made.on_click(lambda _: action())
+    return made
 
 
 def slider(label, value, low, high, step=1, *, tooltip, format=None):
@@ -260,7 +268,7 @@ def stops(label, value, options, *, tooltip):
     return widgets.SelectionSlider(value=value, options=options, **_labelled(label, tooltip))
 
 
-def choice(label, value, options, *, tooltips):
+def choice(label, value, options, *, tooltips, width="100%"):
     """Return buttons of which one is down: `options` as in `stops`, a tooltip for each."""
     return widgets.ToggleButtons(
         value=value,
@@ -268,6 +276,7 @@ def choice(label, value, options, *, tooltips):
         tooltips=tooltips,
         description=label,
         style={"description_width": "initial", "button_width": "auto"},
+        layout=widgets.Layout(width=width),
     )
 
 
@@ -275,6 +284,6 @@ def _labelled(label, tooltip):
     return {
         "description": label,
         "tooltip": tooltip,
-        "style": {"description_width": "170px"},
-        "layout": widgets.Layout(width="375px", max_width="100%"),
+        "style": {"description_width": "165px"},
+        "layout": widgets.Layout(width="335px", max_width="100%"),
     }

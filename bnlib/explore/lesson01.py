@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from ipywidgets import Button
 from torch import Tensor
 
 from ..data import GRADES, SUBJECTS, school
 from ..plots import BLUE, GREEN, GREY, VERMILION
-from .base import Explorer, choice, slider, stops
+from .base import Explorer, button, choice, slider, stops
 
 LARGEST = 128  # students in the largest class
 CLASSES = 200  # classes drawn
@@ -41,7 +40,7 @@ class GammaBeta(Explorer):
     """
 
     name = "gamma_beta"
-    size = (7.6, 4.1)
+    size = (6.8, 4.1)
 
     def __init__(self, grades=None):
         if grades is None:
@@ -49,10 +48,8 @@ class GammaBeta(Explorer):
             self._subjects = [*SUBJECTS, "sport (all the same)"]
         else:
             self._grades, self._subjects = checked(grades)
-        back = Button(description="Give the grades back", tooltip="γ = σ and β = μ: the scale and shift that undo it")
-        back.on_click(self._give_back)
-        new = Button(description="New layer", tooltip="γ = 1 and β = 0: what a layer starts from")
-        new.on_click(lambda _: self.set(gamma=1.0, beta=0.0))
+        back = button("Give the grades back", self._give_back, tooltip="γ = σ and β = μ: what undoes it")
+        new = button("New layer", lambda: self.set(gamma=1.0, beta=0.0), tooltip="γ = 1 and β = 0: the start")
         eps = [("0.00001", 1e-5), ("0.1", 0.1), ("1", 1.0), ("10", 10.0), ("100", 100.0), ("1000", 1000.0)]
         controls = {
             "subject": subject_buttons(self._subjects),
@@ -62,7 +59,7 @@ class GammaBeta(Explorer):
         }
         super().__init__(controls, [back, new])
 
-    def _give_back(self, _):
+    def _give_back(self):
         grades = self._grades[:, self.controls["subject"].value].double()
         self.set(gamma=grades.std(correction=0).item(), beta=grades.mean().item())
 
@@ -164,18 +161,17 @@ class ClassSize(Explorer):
     """
 
     name = "class_size"
-    size = (7.6, 3.9)
+    size = (6.8, 4.2)
 
     def __init__(self, grades=None):
         self._grades, self._subjects = checked(school(1000) if grades is None else grades)
         self._seed = 0
         self._shown = None
-        again = Button(description="Draw again", icon="refresh", tooltip=f"Draw {CLASSES} other classes by chance")
-        again.on_click(self._draw_again)
+        again = button("Draw again", self._draw_again, icon="refresh", tooltip=f"Draw {CLASSES} other classes")
         size = slider("Class size N (students)", 8, 1, LARGEST, tooltip="How many students share one mean")
         super().__init__({"subject": subject_buttons(self._subjects), "students": size}, [again])
 
-    def _draw_again(self, _):
+    def _draw_again(self):
         self._seed += 1
         self.refresh()
 

@@ -81,7 +81,7 @@ class WhoSharesAMean(Explorer):
     """
 
     name = "who_shares_a_mean"
-    size = (7.6, 3.9)
+    size = (6.8, 3.9)
 
     def __init__(self, face="layouts"):
         if face not in READINGS:
@@ -98,7 +98,6 @@ class WhoSharesAMean(Explorer):
         }
         if norms:
             controls |= {
-                "side": slider("H and W (pixels)", 2, 2, 3, tooltip="Height and width of the images"),
                 "sample": slider("Sample to look at", 0, 0, 2, tooltip="Where the thick frame is"),
                 "channel": slider("Channel to look at", 0, 0, 3, tooltip="Where the thick frame is"),
                 "groups": slider(
@@ -123,14 +122,13 @@ class WhoSharesAMean(Explorer):
         self._cells = self.moves(axes.add_collection(PolyCollection([], edgecolors="white")))
         self._title = self.moves(axes.text(12, 20, "", va="center", weight="bold"))
         self._how = self.moves(axes.text(12, 44, "", va="center"))
-        most = 4 * 6 * 9 if "side" in self.controls else 4 * 5 * 5
-        self._numbers = [self.moves(axes.text(0, 0, "", ha="center", va="center")) for _ in range(most)]
-        self._names = [self.moves(axes.text(0, 0, "", va="center", color="#444444", size=10)) for _ in range(10)]
+        self._numbers = [self.moves(axes.text(0, 0, "", ha="center", va="center")) for _ in range(100)]
+        self._names = [self.moves(axes.text(0, 0, "", va="center", color="#444444", size=12.5)) for _ in range(10)]
 
-    def show(self, reading, samples, channels, channel, length=1, side=1, sample=0, groups=1):
+    def show(self, reading, samples, channels, channel, length=1, sample=0, groups=1):
         """Lay out the tensor, and mark the group that holds `channel` of `sample`."""
-        if "side" in self.controls:
-            shape = samples, channels, side, side
+        if "groups" in self.controls:
+            shape = samples, channels, 2, 2
             sample = self.limit("sample", samples - 1)
             self.controls["groups"].disabled = reading != "group"
         else:
@@ -195,18 +193,17 @@ class WhoSharesAMean(Explorer):
             row, column = index[:, 0] * tall, index[:, 1] * wide
             if len(shape) == 4:
                 row, column = row + index[:, 2], column + index[:, 3]
-        left, top = 100, 98
-        width = min(96, (748 - left) / (column.max().item() + 1))
+        left, top = 118, 98
+        width = min(96, (672 - left) / (column.max().item() + 1))
         height = min(64, (100 * self.size[1] - 10 - top) / (row.max().item() + 1))
         x, y = left + column * width, top + row * height  # of the cells' left top corners
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]]) * torch.tensor([width - 3, height - 3])
         self._cells.set_verts((torch.stack([x, y], 1)[:, None] + corners).numpy())
-        points = 0.72 * min(17, max(12.5, 0.4 * width))
         places = list(zip((x + width / 2 - 1.5).tolist(), (y + height / 2 - 1.5).tolist(), strict=True))
         for i, text in enumerate(self._numbers):
             text.set_visible(i < len(places))
             if i < len(places):
-                text.set(position=places[i], text=str(i), fontsize=points)
+                text.set(position=places[i], text=str(i))
         self._how.set_text(HOW[reading])
         names = ["sample", "position" if reading == "mistaken" else "channel"]
         rows = [

@@ -1,14 +1,15 @@
 """The explorers of lesson 03: the loops one step at a time, and the running statistics over a stream of batches."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
-from ipywidgets import Button, Play, jslink
+from ipywidgets import Play, jslink
 from matplotlib.collections import PolyCollection
 from torch import Tensor
 
 from ..plots import BLUE, GREY, SKY, VERMILION
-from .base import Explorer, choice, slider
+from .base import Explorer, button, choice, slider
 
 EPS = 1e-5
 BATCHES = 200  # in the stream
@@ -48,7 +49,7 @@ class Loops(Explorer):
     """
 
     name = "loops"
-    size = (7.6, 4.3)
+    size = (6.8, 4.8)
 
     def __init__(self, x=None):
         if x is None:
@@ -62,7 +63,11 @@ class Loops(Explorer):
         self._n = shape[0] * shape[2] * shape[3]
         step = slider("Step", 6, 0, 3 * self._n, tooltip="How many numbers the loops have visited, in three passes")
         self._speed = choice(
-            "Steps a second", 4, [1, 2, 4, 8, 16], tooltips=[f"Play {k} a second" for k in (1, 2, 4, 8, 16)]
+            "Steps a second",
+            4,
+            [1, 2, 4, 8, 16],
+            tooltips=[f"Play {k} a second" for k in (1, 2, 4, 8, 16)],
+            width="auto",
         )
         self._play = Play(
             value=6, max=3 * self._n, interval=250, show_repeat=False, tooltip="Play, pause, back to the start"
@@ -71,13 +76,15 @@ class Loops(Explorer):
         self._speed.observe(self._change_speed, "value")
         buttons = [self._play]
         for words, by, icon in (("Back", -1, "step-backward"), ("Step", 1, "step-forward")):
-            button = Button(description=words, icon=icon, tooltip=f"One step {'back' if by < 0 else 'on'}")
-            button.on_click(lambda _, by=by: self.set(step=self.controls["step"].value + by))
-            buttons.append(button)
+            walk_on = functools.partial(self._walk_on, by)
+            buttons.append(button(words, walk_on, icon=icon, tooltip=f"One step {'back' if by < 0 else 'on'}"))
         controls = {"step": step}
         if shape[1] > 1:
             controls["channel"] = slider("Channel c", 0, 0, shape[1] - 1, tooltip="Whose numbers are averaged")
         super().__init__(controls, [*buttons, self._speed])
+
+    def _walk_on(self, by):
+        self.set(step=self.controls["step"].value + by)
 
     def _change_speed(self, change):
         self._play.interval = 1000 // change.new
@@ -91,52 +98,50 @@ class Loops(Explorer):
     def still(self, figure):
         """Draw the code, the names of the samples, and the axes of the averages."""
         samples, _, height, width = self._x.shape
-        page = figure.add_axes((0, 0, 1, 1), xlim=(0, 760), ylim=(430, 0))  # pixels, from the top
+        page = figure.add_axes((0, 0, 1, 1), xlim=(0, 680), ylim=(480, 0))  # pixels, from the top
         page.set_axis_off()
-        cell = 96 // height, min(56, 700 / (samples * (width + 0.6)))  # tall, wide
-        left = (760 - cell[1] * (samples * (width + 0.6) - 0.6)) / 2
+        cell = 96 // height, min(62, 640 / (samples * (width + 0.6)))  # tall, wide
+        left = (680 - cell[1] * (samples * (width + 0.6) - 0.6)) / 2
         n, h, w = torch.cartesian_prod(*map(torch.arange, (samples, height, width))).T.double()
-        x, y = left + cell[1] * (n * (width + 0.6) + w), 26 + cell[0] * h
+        x, y = left + cell[1] * (n * (width + 0.6) + w), 30 + cell[0] * h
         for sample in range(samples):
             middle = left + cell[1] * (sample * (width + 0.6) + width / 2)
-            page.text(middle, 12, f"sample n = {sample}", ha="center", va="center", size=10, color="#444444")
+            page.text(middle, 14, f"n = {sample}", ha="center", va="center", size=12.5)
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]]) * torch.tensor([cell[1] - 3, cell[0] - 3])
         squares = PolyCollection((torch.stack([x, y], 1)[:, None] + corners).numpy(), linewidths=2)
         self._cells = self.moves(page.add_collection(squares))
         self._numbers = [
-            self.moves(page.text(a + cell[1] / 2 - 1.5, b + cell[0] / 2 - 1.5, "", ha="center", va="center", size=10))
+            self.moves(page.text(a + cell[1] / 2 - 1.5, b + cell[0] / 2 - 1.5, "", ha="center", va="center"))
             for a, b in zip(x.tolist(), y.tolist(), strict=True)
         ]
         code = (
             f"for n in range({samples}):",
             f"  for h in range({height}):",
             f"    for w in range({width}):",
-            "      total += x[n, c, h, w]",
+            "      total += x[n,c,h,w]",
             f"mean = total / {self._n}",
-            "for n, h, w in the same order:",
-            "  squares += (x[n, c, h, w] - mean)**2",
+            "for n, h, w, in that order:",
+            "  squares += (x - mean)**2",
             f"var = squares / {self._n}",
-            "for n, h, w once more:",
-            "  y[n, c, h, w] = (x[n, c, h, w] - mean)",
-            "                  / sqrt(var + eps)",
+            "for n, h, w, once more:",
+            "  y = (x - mean)",
+            "      / sqrt(var + eps)",
         )
         for line, words in enumerate(code):
-            page.text(30, 152 + 20 * line, words, family="monospace", size=10, va="center")
-        self._arrow = self.moves(page.text(10, 0, "▶", va="center", size=11, color=VERMILION))
-        self._line = self.moves(page.axhspan(0, 20, 0.035, 0.47, color=SKY, alpha=0.3, linewidth=0))
-        self._state = self.moves(page.text(30, 392, "", va="center", weight="bold", size=11))
-        self._sum = self.moves(page.text(30, 414, "", va="center", weight="bold", size=11))
-        averages = figure.add_axes((0.545, 0.125, 0.44, 0.5), xlim=(0, self._n + 0.5), xlabel="numbers visited")
-        averages.set_title("Average so far")
+            page.text(28, 160 + 23 * line, words, family="monospace", size=12.5, va="center")
+        self._arrow = self.moves(page.text(8, 0, "▶", va="center", size=12.5, color=VERMILION))
+        self._line = self.moves(page.axhspan(0, 1, 0.035, 0.46, color=SKY, alpha=0.3, linewidth=0))
+        self._state = self.moves(page.text(28, 430, "", va="center", weight="bold", size=12.5))
+        self._sum = self.moves(page.text(28, 458, "", va="center", weight="bold", size=12.5))
+        averages = figure.add_axes((0.54, 0.13, 0.445, 0.46), xlim=(0, self._n + 0.5), xlabel="numbers visited")
         averages.locator_params(axis="x", integer=True)
-        top = 1.05 * max(
-            max(walk(self._x, c, 2 * self._n).variances.max().item(), self._x[:, c].max().item())
-            for c in range(self._x.shape[1])
-        )
-        averages.set_ylim(min(0, 1.05 * self._x.min().item()), top or 1)
-        self._means = self.moves(averages.plot([], [], "o-", color=BLUE, label="mean")[0])
-        self._variances = self.moves(averages.plot([], [], "^--", color=VERMILION, label="variance (÷ n)")[0])
-        averages.legend(loc="upper right", ncols=2, borderaxespad=0)
+        walks = [walk(self._x, c, 2 * self._n) for c in range(self._x.shape[1])]
+        top = max(max(each.variances.max().item(), each.means.max().item()) for each in walks)
+        bottom = min(0.0, *(each.means.min().item() for each in walks))
+        averages.set_ylim(1.05 * bottom, 1.05 * top or 1)
+        self._means = self.moves(averages.plot([], [], "o-", color=BLUE, label="mean so far")[0])
+        self._variances = self.moves(averages.plot([], [], "^--", color=VERMILION, label="variance so far")[0])
+        averages.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), borderaxespad=0)
 
     def show(self, step, channel=0):
         """Mark what has been visited after `step` steps, and what has been added up."""
@@ -152,8 +157,8 @@ class Loops(Explorer):
         for curve, averages in ((self._means, result.means), (self._variances, result.variances)):
             curve.set_data(range(1, len(averages) + 1), averages)
         line = (3, 6, 9)[result.passed]
-        self._arrow.set_position((10, 152 + 20 * line))
-        self._line.set(y=142 + 20 * line, height=20 * (1 + (result.passed == 2)))
+        self._arrow.set_position((8, 160 + 23 * line))
+        self._line.set(y=148.5 + 23 * line, height=23 * (1 + (result.passed == 2)))
         start = f"Channel {channel}, step {step} of {3 * self._n}: "
         if step == 0:
             self._state.set_text("")
@@ -235,7 +240,7 @@ class RunningStatistics(Explorer):
     """
 
     name = "running_statistics"
-    size = (7.6, 4.4)
+    size = (6.8, 4.6)
 
     def __init__(self, population=None):
         if population is None:
@@ -247,8 +252,7 @@ class RunningStatistics(Explorer):
             wrong = (~self._population.isfinite()).sum()
             raise ValueError(f"{wrong} values of the population are no number; leave them out")
         self._seed = 0
-        again = Button(description="Draw again", icon="refresh", tooltip=f"Draw another stream of {BATCHES} batches")
-        again.on_click(self._draw_again)
+        again = button("Draw again", self._draw_again, icon="refresh", tooltip=f"Another stream of {BATCHES} batches")
         controls = {
             "size": slider(
                 "Batch size n (values)", 8, 1, LARGEST, tooltip="How many values each batch has per channel"
@@ -269,7 +273,7 @@ class RunningStatistics(Explorer):
         }
         super().__init__(controls, [again])
 
-    def _draw_again(self, _):
+    def _draw_again(self):
         self._seed += 1
         self.refresh()
 
