@@ -83,7 +83,7 @@ class GammaBeta(Explorer):
             figure.text(0.01, bottom + 0.17, symbol, color=color, weight="bold")
             figure.text(0.01, bottom + 0.115, words, color=color)
             figure.text(0.01, bottom + 0.05, "mean")
-            figure.text(0.01, bottom - 0.005, "standard deviation")
+            figure.text(0.01, bottom - 0.005, "spread")
             mean = self.moves(figure.text(0.275, bottom + 0.05, "", ha="right"))
             sd = self.moves(figure.text(0.275, bottom - 0.005, "", ha="right"))
             bar = self.moves(axes.plot([], [], color="black", linewidth=2, marker="|", markersize=11)[0])
@@ -111,9 +111,9 @@ class GammaBeta(Explorer):
         out = int(((result.after < RULER[0]) | (result.after > RULER[1])).sum())
         return (
             f"{self._subjects[subject].capitalize()}, {len(gap)} students: mean μ = {result.grades.mean():.2f} and "
-            f"standard deviation σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have mean 0 and "
-            f"standard deviation {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
-            f"{result.after.mean():.2f} and the standard deviation {spreads[2]:.2f}"
+            f"spread (standard deviation) σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have mean 0 and "
+            f"spread {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
+            f"{result.after.mean():.2f} and the spread {spreads[2]:.2f}"
             + (": the order is turned round." if gamma < 0 < spreads[2] else ".")
             + (
                 " All have the same grade, so the variance is 0; ε keeps 0/0 away, and all get β."
@@ -182,9 +182,9 @@ class ClassSize(Explorer):
 
     def still(self, figure):
         """Draw the axes: two strips of classes, and the law."""
-        means = figure.add_axes((0.03, 0.60, 0.42, 0.31))
-        sds = figure.add_axes((0.03, 0.15, 0.42, 0.31))
-        law = figure.add_axes((0.625, 0.15, 0.36, 0.76))
+        means = figure.add_axes((0.02, 0.61, 0.39, 0.31))
+        sds = figure.add_axes((0.02, 0.15, 0.39, 0.31))
+        law = figure.add_axes((0.635, 0.15, 0.35, 0.77))
         self._axes = means, sds, law
         self._heights = scattered(CLASSES)
         for axes, title in ((means, f"Means of {CLASSES} classes"), (sds, f"Spreads of {CLASSES} classes")):
@@ -192,13 +192,13 @@ class ClassSize(Explorer):
             axes.spines["left"].set_visible(False)
         sds.set_xlabel("points")
         n = torch.arange(1, LARGEST + 1)
-        law.set(xscale="log", yscale="log", xlim=(0.8, 160), ylim=(0.03, 1.7), xlabel="class size N (students)")
-        law.set_title("How far they stray (points)")
+        law.set(xscale="log", yscale="log", xlim=(0.8, 160), ylim=(0.022, 1.7), xlabel="class size N")
+        law.set_title("How far they stray")
         law.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
         law.minorticks_off()
         law.grid(color="#dddddd")
-        law.plot(n, n**-0.5, color=BLUE, linestyle="--", label="law of the mean, σ/√N")
-        law.plot(n, (2 * n) ** -0.5, color=VERMILION, linestyle=":", label="of the spread, ≈ σ/√(2N)")
+        law.plot(n, n**-0.5, color=BLUE, linestyle="--", label="mean: σ/√N")
+        law.plot(n, (2 * n) ** -0.5, color=VERMILION, linestyle=":", label="spread: σ/√(2N)")
         law.legend(loc="lower left", borderaxespad=0.1, handlelength=1.6)
         self._school, self._band, self._dots, self._measured, self._here = [], [], [], [], []
         for axes, color, marker in ((means, BLUE, "o"), (sds, VERMILION, "^")):

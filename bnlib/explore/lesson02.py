@@ -27,7 +27,7 @@ READINGS = {  # face -> the choices: words on the button, reading, tooltip
 HOW = {  # reading -> how the picture is laid out
     "2D": "rows are samples, columns are channels",
     "3D": "in each sample rows are channels, columns are positions",
-    "mistaken": "in each sample rows are positions, columns channels; BatchNorm1d takes the rows",
+    "mistaken": "in each sample rows are positions; BatchNorm1d takes them for channels",
 } | dict.fromkeys(
     ("batch", "layer", "instance", "group"), "rows are samples, columns are channels, blocks are images H × W"
 )
@@ -94,7 +94,7 @@ class WhoSharesAMean(Explorer):
                 "Norm" if norms else "Reading", start, list(zip(words, readings, strict=True)), tooltips=tooltips
             ),
             "samples": slider("N (samples)", 3 if norms else 2, 1 + norms, 4, tooltip="Size of the batch"),
-            "channels": slider("C (channels)", 4 if norms else 2, 2, 6 if norms else 5, tooltip="Features of a sample"),
+            "channels": slider("C (channels)", 4 if norms else 2, 2, 6 if norms else 4, tooltip="Features of a sample"),
         }
         if norms:
             controls |= {
@@ -106,7 +106,7 @@ class WhoSharesAMean(Explorer):
             }
         else:
             controls |= {
-                "length": slider("L (positions)", 3, 2, 5, tooltip="Length of a sequence; a table has none"),
+                "length": slider("L (positions)", 3, 2, 4, tooltip="Length of a sequence; a table has none"),
                 "channel": slider(
                     "Index on axis 1", 0, 0, 1, tooltip="Which channel to look at; BatchNorm1d's are on axis 1"
                 ),
@@ -122,7 +122,7 @@ class WhoSharesAMean(Explorer):
         self._cells = self.moves(axes.add_collection(PolyCollection([], edgecolors="white")))
         self._title = self.moves(axes.text(12, 20, "", va="center", weight="bold"))
         self._how = self.moves(axes.text(12, 44, "", va="center"))
-        self._numbers = [self.moves(axes.text(0, 0, "", ha="center", va="center")) for _ in range(100)]
+        self._numbers = [self.moves(axes.text(0, 0, "", ha="center", va="center")) for _ in range(4 * 6 * 4)]
         self._names = [self.moves(axes.text(0, 0, "", va="center", color="#444444", size=12.5)) for _ in range(10)]
 
     def show(self, reading, samples, channels, channel, length=1, sample=0, groups=1):

@@ -43,7 +43,7 @@ def walk(x, channel, step):
 class Loops(Explorer):
     """What do the loops over one channel do, step by step: the sum, the mean so far, the variance, the output?
 
-    x  (N, C, H, W), at most 4 samples of 3 x 3; by default whole numbers of shape (4, 4, 2, 2)
+    x  (N, C, H, W), at most 4 samples of 2 x 2; by default whole numbers of shape (4, 4, 2, 2)
 
     Raises ValueError for another shape, or for values that are no number.
     """
@@ -56,8 +56,8 @@ class Loops(Explorer):
             x = torch.randint(10, (4, 4, 2, 2), generator=torch.Generator().manual_seed(3))  # for numbers easy to add
         self._x = torch.as_tensor(x)
         shape = tuple(self._x.shape)
-        if len(shape) != 4 or not (0 < shape[0] <= 4 and shape[1] > 0 and 0 < shape[2] <= 3 and 0 < shape[3] <= 3):
-            raise ValueError(f"expected (N, C, H, W) of 4 samples and 3 x 3 pixels at most, got {shape}")
+        if len(shape) != 4 or not (0 < shape[0] <= 4 and shape[1] > 0 and 0 < shape[2] <= 2 and 0 < shape[3] <= 2):
+            raise ValueError(f"expected (N, C, H, W) of 4 samples and 2 x 2 pixels at most, got {shape}")
         if not self._x.isfinite().all():
             raise ValueError(f"{(~self._x.isfinite()).sum()} values of x are no number; no loop can add them")
         self._n = shape[0] * shape[2] * shape[3]
@@ -170,7 +170,7 @@ class Loops(Explorer):
         visit = f"{start}the loops are at n = {n}, h = {h}, w = {w}, whose number is {result.values[here]:g}. "
         if result.passed == 0:
             total, mean = result.values[: here + 1].sum().item(), result.means[-1].item()
-            self._sum.set_text(f"total = {total:g}   mean so far = {mean:.4f}")
+            self._sum.set_text(f"total = {total:g}   so far {mean:.4f}")
             return visit + (
                 f"The total of {here + 1} is {total:g}, so the mean so far is {mean:.4f}"
                 + (": the mean of the channel." if here + 1 == self._n else ".")
@@ -178,7 +178,7 @@ class Loops(Explorer):
         mean, variance = result.means[-1].item(), result.variances[-1].item()
         if result.passed == 1:
             total = variance * (here + 1)
-            self._sum.set_text(f"squares = {total:.3f}   so far = {variance:.4f}")
+            self._sum.set_text(f"squares = {total:.2f}   so far {variance:.4f}")
             return visit + (
                 f"Its squared distance from the mean {mean:.4f} is added: {total:.4f} in all, on average {variance:.4f}"
                 + (
@@ -287,18 +287,19 @@ class RunningStatistics(Explorer):
         mean, variance = self._population.mean().item(), self._population.var(correction=0).item()
         sd = variance**0.5
         upper, lower = figure.subplots(2, 1, sharex=True)
-        figure.subplots_adjust(left=0.085, right=0.975, top=0.93, bottom=0.115, hspace=0.28)
+        figure.subplots_adjust(left=0.11, right=0.965, top=0.93, bottom=0.125, hspace=0.25)
         upper.set(xlim=(0, BATCHES), ylim=(min(0, mean - 2.2 * sd) - 0.1 * sd, max(0, mean + 2.2 * sd) + 0.1 * sd))
-        upper.set_title("Running mean")
+        upper.set_ylabel("running mean")
         lower.set(ylim=(0, max(1.2, 3.2 * variance)), xlabel="batches seen")
-        lower.set_title("Running variance")
+        lower.set_ylabel("running variance")
+        figure.align_ylabels()
         self._dots, self._curves = [], []
         for axes, color, marker, goal in ((upper, BLUE, "o", mean), (lower, VERMILION, "^", variance)):
             axes.axhline(goal, color="black", linestyle="--", linewidth=1.5, label="of the population")
             dots = axes.plot([], [], marker, color=GREY, markersize=3.5, alpha=0.5, label="of each batch")[0]
             self._dots.append(self.moves(dots))
             self._curves.append(self.moves(axes.plot([], [], color=color, linewidth=2.5, label="running")[0]))
-            axes.legend(loc="upper right", ncols=3, borderaxespad=0, bbox_to_anchor=(1, 1.19))
+            axes.legend(loc="upper right", ncols=3, borderaxespad=0, bbox_to_anchor=(1, 1.2))
         none = lower.text(BATCHES / 2, 0.6 * variance, "a batch of one value has no unbiased variance", ha="center")
         self._none = self.moves(none)
 
