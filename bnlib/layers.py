@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .functional import batch_norm
+from .functional import batch_norm, check_arguments, update_running
+from .kernels import normalise
 
 
 class BatchNorm(nn.Module):
@@ -82,17 +83,19 @@ class BatchNorm(nn.Module):
             if self.momentum is None:  # the k-th batch weighs 1/k: a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
         has_running = self.running_mean is not None or self.running_var is not None
-        use_running = updates or (not self.training and has_running)
-        return batch_norm(
-            input,
-            self.running_mean if use_running else None,
-            self.running_var if use_running else None,
-            self.weight,
-            self.bias,
-            self.training or not has_running,
-            momentum,
-            self.eps,
-        )
+        training = self.training or not has_running
+        running = (self.running_mean, self.running_var) if updates or not training else (None, None)
+        arguments = (input, *running, self.weight, self.bias, training, momentum, self.eps)
+        if traced() or input.numel() == 0:
+            return batch_norm(*arguments)
+        check_arguments(*arguments)
+        if not training:
+            return normalise(input, self.weight, self.bias, self.eps, *running)
+
+        def remember(mean, var):
+            update_running(*running, mean, var, input.numel() // len(mean), momentum)
+
+        return normalise(input, self.weight, self.bias, self.eps, remember=remember)
 
     def _check_input_dim(self, input):
         if input.dim() not in self.ranks:
@@ -135,3 +138,8 @@ class BatchNorm3d(BatchNorm):
     """Batch normalization of (N, C, D, H, W): statistics over N, D, H and W. See `BatchNorm`."""
 
     ranks: ClassVar = {5: "(N, C, D, H, W)"}
+
+
+def traced() -> bool:
+    """Return whether a compiler, a tracer or `torch.func` follows the operations: they want the plain form."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
