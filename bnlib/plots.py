@@ -95,24 +95,24 @@ def training_curves(runs) -> Picture:
 
     runs  label -> `History`, four at most; test accuracy has a marker at each epoch
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     losses.set(xlabel="epochs", ylabel="training loss (nats)")
-    accuracies.set(xlabel="epochs", ylabel="accuracy", ylim=(0, 1))
+    accuracies.set(xlabel="epochs", ylabel="accuracy: line training, markers test", ylim=(0, 1))
     words = []
-    for (label, history), (colour, dashes, marker) in zip(runs.items(), LINES, strict=False):
+    for order, ((label, history), (colour, dashes, marker)) in enumerate(zip(runs.items(), LINES, strict=False)):
         epochs, loss, accuracy = zip(*history.points, strict=True)
         style = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
-        losses.plot(epochs, loss, **style, label=label)
-        accuracies.plot(epochs, accuracy, **style, label=f"{label}, training")
+        losses.plot(epochs, loss, **style)
+        accuracies.plot(epochs, accuracy, **style)
         test = history.test_accuracy
-        tested = range(1, len(test) + 1)
-        accuracies.plot(tested, test, linestyle="", marker=marker, color=colour, label=f"{label}, test")
-        words.append(f"{label}, {history!r}" if test else label)
+        size = 9 - 2 * order  # so that a marker below another one still shows
+        accuracies.plot(range(1, len(test) + 1), test, linestyle="", marker=marker, markersize=size, color=colour)
+        losses.plot([], [], **style, marker=marker, label=label)
+        words.append(f"{label}, {history!r}")
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
-    losses.legend(frameon=False)
-    accuracies.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(runs), frameon=False)
     return Picture(figure, f"Training loss and accuracy over epochs. {'. '.join(words)}.")
 
 
