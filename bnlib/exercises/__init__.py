@@ -1,0 +1,98 @@
+"""Exercises that name the mistake.
+
+For readers:
+
+    check(name, attempt)    -> Verdict: right, or which mistake it is, the smallest input on which it shows, where to look
+    check(name)             the task in words
+    check()                 all exercises, and which are solved in this kernel
+    bugs["A"]               the code of a layer with one bug, for check("spot_the_bug", {"A": "name of the bug"})
+
+For authors of lessons: the stub's cell defines a function of the exercise's signature with `...` for its body and ends
+with `bnlib.check("standardize", standardize)`; an unanswered stub gives "not answered yet" and raises nothing. A folded
+solution defines the same name. For authors of exercises: a mistake is an entry of a catalogue, `Mistake(name, one-line
+cause, knobs)`, where the knobs are keyword arguments of the exercise's formula that bend it (`base.py` says how an
+attempt is judged, `normalise.py` shows most of the knobs); it is named, alone and beside any other, from then on.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from html import escape
+
+import torch
+
+from .bugs import BUGS as bugs
+from .bugs import SPOT_THE_BUG
+from .guard import global_state_kept
+from .layer import LAYER
+from .lenet import LENET
+from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
+from .statistics import AS_2D, CHANNEL_STATS, GIVE_BACK, RUNNING_STATS
+from .verdict import Verdict
+
+__all__ = ["EXERCISES", "Verdict", "bugs", "check"]
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        *(STANDARDIZE, GIVE_BACK, AS_2D, CHANNEL_STATS, BATCH_NORM_LOOPS, RUNNING_STATS),
+        *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
+    )
+}
+_solved = set()
+_NO_ATTEMPT = object()
+
+
+def check(name=None, attempt=_NO_ATTEMPT):
+    """Return the Verdict on an attempt at the exercise `name`; without an attempt the task, without a name all of them.
+
+    An attempt is a function of the exercise's signature, for `layer` a class, for `spot_the_bug` a dict from letter to
+    name. Whatever it does, nothing is raised, no call of it runs for more than a few seconds, and seeds, default dtype
+    and torch's other global settings are as they were afterwards. The same attempt gets the same verdict every time.
+
+    Raises ValueError for a name that is none of the exercises'.
+    """
+    if name is None:
+        return Overview(tuple(EXERCISES.values()), frozenset(_solved))
+    if name not in EXERCISES:
+        close = get_close_matches(str(name), EXERCISES, n=1)
+        guess = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"there is no exercise {name!r}{guess} The exercises: {', '.join(EXERCISES)}")
+    exercise = EXERCISES[name]
+    if attempt is _NO_ATTEMPT:
+        return Overview((exercise,), frozenset(_solved))
+    with global_state_kept(), torch.enable_grad():
+        verdict = exercise.judge(attempt)
+    if verdict.ok:
+        _solved.add(name)
+    return verdict
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Exercises as a list: lesson, name, whether it is solved, the task."""
+
+    exercises: tuple
+    solved: frozenset
+
+    def _rows(self):
+        for exercise in self.exercises:
+            state = "✓ solved" if exercise.name in self.solved else "· open"
+            yield f"lesson {exercise.lesson:02d}", exercise.name, state, exercise.signature, exercise.asks
+
+    def __repr__(self):
+        if len(self.exercises) == 1:
+            return "\n".join([f"{self.exercises[0].name}", self.exercises[0].signature, self.exercises[0].asks])
+        return "\n".join(f"{lesson}  {state:<9} {name:<17} {asks}" for lesson, name, state, _, asks in self._rows())
+
+    def _repr_html_(self):
+        heads = "".join(
+            f'<th scope="col" style="text-align: left">{head}</th>' for head in ("lesson", "exercise", "state", "task")
+        )
+        body = "".join(
+            "<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in cells) + "</tr>"
+            for cells in (
+                (lesson, f"<code>{escape(signature)}</code>", state, escape(asks))
+                for lesson, _, state, signature, asks in self._rows()
+            )
+        )
+        return f"<table><tr>{heads}</tr>{body}</table>"

@@ -1,0 +1,450 @@
+"""How an attempt at a function is judged, and how its mistake is found.
+
+An exercise is data: the right formula, whose keyword arguments ("knobs") bend it; the catalogue of mistakes, each a name,
+a one-line cause and the knobs that make it; the inputs to try. So adding a mistake is adding an entry, and each pair of
+mistakes comes for nothing: turn the knobs of both.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+
+from .answers import describe, read, reshaped, wrong_shape
+from .catalogue import Mistake
+from .guard import Guard, Trouble, holds_dots, is_stub
+from .verdict import Verdict
+
+DRAWS = 25  # inputs drawn once the fixed ones are all answered rightly
+SHRINKS = 40  # steps spent on making the first wrong one smaller
+SECONDS = 1.0  # for both: a slow attempt is judged on fewer inputs
+UNIT = torch.finfo(torch.float32).eps
+
+IN_PLACE, RAISES, ENDLESS = "input modified in place", "raises an error", "does not end"
+NO_GRADIENT, WRONG_GRADIENT, UNKNOWN = "no gradient", "wrong gradient", "unknown mistake"
+
+
+@dataclass
+class Seen:
+    """What came of an attempt on a case: its results, or trouble; the arguments after the call; oddities of form."""
+
+    outputs: tuple = ()
+    gradients: dict | None = None
+    after: dict | None = None
+    changed: tuple = ()
+    form: tuple = ()
+    trouble: Trouble | None = None
+    gradient_trouble: Trouble | None = None
+
+
+@dataclass
+class Truth:
+    """The right answer to a case, in float64, and how far rounding may carry an honest answer from it."""
+
+    outputs: tuple
+    gradients: dict
+    slack: tuple
+    gradient_slack: dict
+
+
+class Unanswered(Exception):
+    """A `...` is left in the attempt."""
+
+
+class EnoughDrawn(BaseException):
+    """Ends hypothesis' search; not an Exception, which it would take for a failure of the attempt."""
+
+
+@dataclass(eq=False)
+class FunctionExercise:
+    """An exercise whose answer is a function.
+
+    asks       the task in words
+    formula    formula(**arguments, **knobs): the right answer without knobs, a mistaken one with
+    mistakes   the catalogue, common ones first
+    cases      inputs to try, the one to show first; the second has sizes that all differ
+    drawn      hypothesis strategy for further cases, or None
+    results    the names of what is returned
+    tracked    the arguments whose gradients are compared
+    unordered  whether the rows of the result may come in any order
+    explain    explain(x, expected, received): a sentence on a wrong result that no mistake explains
+    """
+
+    name: str
+    lesson: int
+    signature: str
+    asks: str
+    formula: object
+    mistakes: tuple
+    cases: tuple
+    drawn: object = None
+    results: tuple = ("y",)
+    tracked: tuple = ()
+    unordered: bool = False
+    explain: object = None
+
+    def __post_init__(self):
+        self._computed = {}
+
+    # ---- the attempt on one case
+
+    def observe(self, guard, attempt, case):
+        """Return what an attempt does on a case: its values, then in a second call its gradients."""
+        arguments, _ = case.fresh()
+        value, trouble = guard.call(attempt, *arguments.values())
+        if holds_dots(value):
+            trouble = Trouble("unanswered", "a `...` is left")
+        if trouble:
+            return Seen(trouble=trouble)
+        dtype, wanted = case.main.dtype, self.truth(case).outputs
+        outputs, form = read(value, self.results, wanted, dtype)
+        changed = tuple(name for name, before in case.tensors.items() if not identical(arguments[name], before))
+        seen = Seen(tuple(output.detach() for output in outputs), None, arguments, changed, form)
+        if self.tracked and case.smooth and outputs:
+            arguments, leaves = case.fresh(self.tracked)
+
+            def forward_and_backward():
+                return gradients(read(attempt(*arguments.values()), self.results, wanted, dtype)[0], leaves)
+
+            seen.gradients, seen.gradient_trouble = guard.call(forward_and_backward)
+        return seen
+
+    # ---- the right answer, and wrong ones
+
+    def solve(self, case, knobs, change=torch.clone):
+        """Return outputs and gradients of the formula under knobs; (None, {}) where its shapes do not fit."""
+        arguments, leaves = case.fresh(self.tracked if case.smooth else (), change)
+        try:
+            value = self.formula(**arguments, **knobs)
+        except (RuntimeError, IndexError):
+            return None, {}
+        outputs = value if isinstance(value, tuple) else (value,)
+        return tuple(output.detach() for output in outputs), gradients(outputs, leaves, change) if leaves else {}
+
+    def truth(self, case):
+        """Return the right answer to a case and the slack that rounding in float32 deserves.
+
+        The slack is 32 times what rounding the input, and computing in float32, does to the right answer: a large mean
+        earns an honest answer its large rounding error, and nothing else does.
+        """
+        if case not in self._computed:
+            generator = torch.Generator().manual_seed(0)
+
+            def shaken(tensor):
+                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                return tensor.double() * (1 + UNIT / 2 * signs)
+
+            (outputs, slopes), *others = (
+                self.solve(case, {}, change) for change in (torch.Tensor.double, shaken, lambda tensor: tensor.float())
+            )
+
+            def slack(right, *moved):
+                return 32 * (max((right - other).abs().max() for other in moved) + UNIT * right.abs().max()).item()
+
+            slacks = tuple(map(slack, outputs, *(other for other, _ in others)))
+            slope_slacks = {name: slack(slopes[name], *(moved[name] for _, moved in others)) for name in slopes}
+            self._computed[case] = Truth(outputs, slopes, slacks, slope_slacks)
+        return self._computed[case]
+
+    def variant(self, case, mistakes):
+        """Return outputs and gradients of the formula with these mistakes; computed once."""
+        key = (case, mistakes)
+        if key not in self._computed:
+            self._computed[key] = self.solve(case, together(mistakes))
+        return self._computed[key]
+
+    def sketch(self, mistakes):
+        """Return the formula's outputs with these mistakes on the second case, in one array; computed once."""
+        if mistakes not in self._computed:
+            try:
+                with torch.no_grad():
+                    value = self.formula(**self.cases[1].arguments, **together(mistakes))
+                self._computed[mistakes] = flat(value if isinstance(value, tuple) else (value,))
+            except (RuntimeError, IndexError):
+                self._computed[mistakes] = None
+        return self._computed[mistakes]
+
+    # ---- comparing
+
+    def agrees(self, seen, case, outputs, slopes, loose=1):
+        """Return whether what was seen equals these outputs and gradients, within the case's slack."""
+        if outputs is None or seen.trouble:
+            return outputs is None and seen.trouble is not None
+        truth = self.truth(case)
+        if len(seen.outputs) != len(outputs):
+            return False
+        for received, expected, slack in zip(seen.outputs, outputs, truth.slack, strict=True):
+            if not self.close(received, expected, loose * slack):
+                return False
+        if not slopes or seen.changed or not all(output.isfinite().all() for output in outputs):
+            return True
+        return seen.gradients is not None and not self.wrong_slopes(seen, case, slopes)
+
+    def wrong_slopes(self, seen, case, slopes):
+        """Return the names of the arguments whose gradient differs."""
+        slack = self.truth(case).gradient_slack
+        return [name for name in slopes if not self.close(seen.gradients[name], slopes[name], slack[name])]
+
+    def close(self, received, expected, slack):
+        """Return whether two tensors agree within `slack`; numbers that are not finite agree with each other."""
+        if received.shape != expected.shape:
+            return False
+        received, expected = self.ordered(received.double()), self.ordered(expected.double())
+        finite = expected.isfinite()
+        if not torch.equal(finite, received.isfinite()):
+            return False
+        gap = (received - expected)[finite].abs()
+        return bool((gap <= slack + 32 * UNIT * expected[finite].abs()).all())
+
+    def ordered(self, tensor):
+        """Return the tensor, its rows sorted where their order is free."""
+        if self.unordered and tensor.dim() == 2:
+            return torch.tensor(sorted(tensor.tolist()), dtype=tensor.dtype).reshape(tensor.shape)
+        return tensor
+
+    def right(self, seen, case):
+        """Return whether an attempt is right on a case in every respect."""
+        truth = self.truth(case)
+        odd = seen.trouble or seen.gradient_trouble or seen.changed or seen.form
+        return not odd and self.agrees(seen, case, truth.outputs, truth.gradients)
+
+    # ---- judging
+
+    def judge(self, attempt):
+        """Return the Verdict on an attempt."""
+        if attempt is None or attempt is ... or is_stub(attempt):
+            return unanswered(self)
+        if not callable(attempt):
+            cause = f"it is {describe(attempt)}; give the function itself: check({self.name!r}, {self.name})"
+            return refused(self, [Mistake("not a function", cause)])
+        try:
+            mistakes, evidence = self.examine(Guard(), attempt)
+        except Unanswered:
+            return unanswered(self)
+        if mistakes:
+            return refused(self, mistakes, **evidence)
+        compared = "values and gradients" if self.tracked else "values"
+        return Verdict(self.name, True, f"The {compared} agree on every input tried, and the input is left as it was.")
+
+    def examine(self, guard, attempt):
+        """Return (mistakes, evidence for a Verdict) of an attempt, no mistakes if it is right. Raises Unanswered."""
+        seen = {}
+        for case in self.cases:
+            seen[case] = self.observe(guard, attempt, case)
+            trouble = seen[case].trouble or seen[case].gradient_trouble
+            if trouble and trouble.kind == "unanswered":
+                raise Unanswered
+            if trouble and trouble.kind == "stopped":
+                return [Mistake(ENDLESS, f"{self.name} {trouble.text}")], {}
+        if all(self.right(seen[case], case) for case in self.cases):
+            case = self.search(guard, attempt)
+            if case is None:
+                return [], {}
+            seen[case] = self.observe(guard, attempt, case)
+        return self.diagnose(seen)
+
+    def search(self, guard, attempt):
+        """Return the smallest case that hypothesis finds the attempt wrong on, or None."""
+        if self.drawn is None:
+            return None
+        wrong, left, end = [], SHRINKS, time.monotonic() + SECONDS
+
+        @settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            max_examples=DRAWS,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+            verbosity=Verbosity.quiet,
+        )
+        @given(self.drawn)
+        def is_right(case):
+            nonlocal left
+            left -= bool(wrong)
+            if left == 0 or time.monotonic() > end:
+                raise EnoughDrawn
+            if not self.right(self.observe(guard, attempt, case), case):
+                wrong.append(case)
+                raise AssertionError
+
+        try:
+            is_right()
+        except (EnoughDrawn, AssertionError):
+            pass
+        return min(wrong, key=lambda case: case.main.numel(), default=None)
+
+    def diagnose(self, seen):
+        """Return the mistakes of a wrong attempt and the evidence, given what was seen on each case."""
+        wrong = [case for case in seen if not self.right(seen[case], case)]
+        named = {odd.name: odd for case in reversed(wrong) for odd in seen[case].form}
+        changed = next((seen[case].changed for case in wrong if seen[case].changed), ())
+        if changed:
+            cause = f"{' and '.join(changed)} is not the same after the call: work on a copy; `x -= mean` writes into x, `x = x - mean` does not"
+            named[IN_PLACE] = Mistake(IN_PLACE, cause)
+        values = self.explanation(seen)
+        if values is None:
+            mended, odd = self.with_right_shapes(seen)
+            values = self.explanation(mended) if odd else None
+            if values is not None:
+                named[odd.name] = odd
+        if values is None and any(observed.trouble for observed in seen.values()):  # and where it does not raise?
+            calm = {case: observed for case, observed in seen.items() if not observed.trouble}
+            values = self.explanation(calm) if len(calm) > len(seen) / 2 and self.cases[1] in calm else None
+        if values is None:
+            values = self.unexplained(seen, wrong, bool(named))
+        case = wrong[0]
+        return [*named.values(), *values], self.evidence(case, seen[case]) if seen[case].outputs else {}
+
+    def explanation(self, seen):
+        """Return the fewest mistakes of the catalogue, at most two, that give what was seen; None if there are none."""
+        if not any(observed.outputs for observed in seen.values()):
+            return None
+        visible = [mistake for mistake in self.mistakes if mistake.knobs]
+        pairs = combinations([mistake for mistake in visible if mistake.paired], 2)
+        pairs = (pair for pair in pairs if not pair[0].knobs.keys() & pair[1].knobs.keys())
+        target, plain = self.target(seen), [case for case in seen if not case.ill]
+        for candidates in ([()], ((mistake,) for mistake in visible), pairs):
+            for mistakes in candidates:
+                if self.alike(target, self.sketch(mistakes)) and all(
+                    self.agrees(seen[case], case, *self.variant(case, mistakes)) for case in plain
+                ):
+                    return [*mistakes, *self.arithmetic(seen, mistakes)]
+        return None
+
+    def target(self, seen):
+        """Return what `sketch` has to be like."""
+        observed = seen[self.cases[1]]
+        return None if observed.trouble else flat(observed.outputs)
+
+    def alike(self, target, sketch):
+        """Return whether a sketch is worth a closer look."""
+        if target is None or sketch is None or self.unordered:
+            return (target is None) == (sketch is None)
+        return target.shape == sketch.shape and np.allclose(target, sketch, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+    def arithmetic(self, seen, mistakes):
+        """Return the mistake of arithmetic if it shows on the ill-conditioned cases beside these mistakes."""
+        fine = all(self.agrees(seen[case], case, *self.variant(case, mistakes), loose=4) for case in seen if case.ill)
+        return [] if fine else [mistake for mistake in self.mistakes if not mistake.knobs]
+
+    def with_right_shapes(self, seen):
+        """Return what was seen with the shapes mended, gradients left out, and the first mistake of shape or None."""
+        mended, first = {}, None
+        for case, observed in seen.items():
+            outputs, mistake = reshaped(observed.outputs, self.results, self.truth(case).outputs)
+            first = first or mistake
+            mended[case] = Seen(outputs, None, changed=("shape",), trouble=observed.trouble)
+        return mended, first
+
+    # ---- what can be said when the catalogue does not explain it
+
+    def unexplained(self, seen, wrong, named):
+        """Return a Mistake that says which term, which axis, and on what input: none if `named` ones say it all."""
+        case, observed, truth = wrong[0], seen[wrong[0]], self.truth(wrong[0])
+        only = self.only(seen, wrong)
+        if observed.trouble:
+            sizes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in case.tensors.items())
+            return [Mistake(RAISES, f"{located(observed.trouble)}\ncalled with {sizes}.{only}")]
+        if not observed.outputs:
+            return []
+        triples = list(zip(self.results, observed.outputs, truth.outputs, strict=True))
+        for name, output, target in triples:
+            if output.shape != target.shape:
+                mistake = wrong_shape(name, output, target)
+                return [Mistake(mistake.name, f"{mistake.cause}.{only}")]
+        bad = [triple for triple, slack in zip(triples, truth.slack, strict=True) if not self.close(*triple[1:], slack)]
+        if bad:
+            fine = [name for name, *_ in triples if name not in [triple[0] for triple in bad]]
+            words = f"{' and '.join(fine)} is right; {bad[0][0]} is not. " if fine else ""
+            words += self.explain(case.main.double(), bad[0][2], bad[0][1].double()) if self.explain else ""
+            return [Mistake(UNKNOWN, (words or "The numbers differ.") + only)]
+        if observed.gradient_trouble:
+            cause = f"the values are right, but no gradient can flow: {located(observed.gradient_trouble)}"
+            return [Mistake(NO_GRADIENT, cause)]
+        if named:
+            return []
+        names = self.wrong_slopes(observed, case, truth.gradients)
+        cause = f"the values are right, the gradient with respect to {' and '.join(names)} is not: is a part of the formula detached?"
+        return [Mistake(WRONG_GRADIENT, cause + only)]
+
+    def only(self, seen, wrong):
+        """Return a sentence on what the wrongly answered inputs have in common and no other has, or nothing."""
+
+        def traits(case):
+            sizes = {f"{letter} > 1" for letter, size in zip("NCHW", case.main.shape, strict=False) if size > 1}
+            return sizes | {f"the dtype is {str(case.main.dtype)[6:]}"} | ({case.trait} if case.trait else set())
+
+        others = set().union(*(traits(case) for case in seen if case not in wrong))
+        common = sorted(set.intersection(*map(traits, wrong)) - others) if others else []
+        return f" It shows only when {' and '.join(common)}." if common else ""
+
+    def evidence(self, case, seen):
+        """Return what shows the mistake on a case: values, else gradients, else the changed input."""
+        truth, given = self.truth(case), dict(case.arguments)
+        what, expected, received = ", ".join(self.results), truth.outputs, seen.outputs
+        if all(map(self.close, received, expected, truth.slack)):
+            slopes = self.wrong_slopes(seen, case, truth.gradients) if seen.gradients and not seen.changed else ()
+            for name in slopes[:1]:
+                what = f"gradient for {name}"
+                given["w"] = weights(truth.outputs[0])
+                given["loss"] = f"(w · {self.results[0]}).sum()"
+                expected, received = (truth.gradients[name],), (seen.gradients[name],)
+            for name in seen.changed[:1]:
+                what, expected, received = f"{name} after the call", (case.arguments[name],), (seen.after[name],)
+        return dict(example=tuple(given.items()), expected=expected, received=received, shown=what)
+
+
+def unanswered(exercise):
+    """Return the Verdict on a stub."""
+    todo = f"{exercise.asks}\nReplace the `...` by your answer and run the cell again."
+    return Verdict(exercise.name, False, todo, answered=False)
+
+
+def refused(exercise, mistakes, **evidence):
+    """Return the Verdict that names these mistakes."""
+    diagnosis = "\n".join(f"{mistake.name}: {mistake.cause}" for mistake in mistakes)
+    lesson = next((mistake.lesson for mistake in mistakes if mistake.lesson), exercise.lesson)
+    return Verdict(exercise.name, False, diagnosis, tuple(m.name for m in mistakes), lesson=lesson, **evidence)
+
+
+def gradients(outputs, leaves, change=torch.clone):
+    """Return the gradient of (w · y).sum() for each leaf, zeros where none flows; w goes through `change`."""
+    loss = sum((change(weights(output)) * output).sum() for output in outputs)
+    flows = isinstance(loss, torch.Tensor) and loss.requires_grad
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if flows else [None] * len(leaves)
+    return {
+        name: torch.zeros_like(leaf) if slope is None else slope
+        for (name, leaf), slope in zip(leaves.items(), found, strict=True)
+    }
+
+
+def weights(output):
+    """Return the fixed weights w of the loss (w · y).sum(): the plain sum of BN's output has no gradient at all."""
+    generator = torch.Generator().manual_seed(output.numel())
+    return torch.randint(-3, 4, output.shape, generator=generator).to(output.dtype)
+
+
+def together(mistakes):
+    """Return the knobs of several mistakes."""
+    return {name: value for mistake in mistakes for name, value in mistake.knobs.items()}
+
+
+def flat(outputs):
+    """Return several tensors as one array."""
+    return (
+        np.concatenate([output.detach().double().flatten().numpy() for output in outputs]) if outputs else np.zeros(0)
+    )
+
+
+def identical(after, before):
+    """Return whether a tensor is as it was."""
+    return after.shape == before.shape and torch.equal(after, before)
+
+
+def located(trouble):
+    """Return what was raised and on which of the reader's lines."""
+    return f"{trouble.text}, at {trouble.line}" if trouble.line else trouble.text

@@ -1,0 +1,238 @@
+"""The exercise `spot_the_bug`: short layers as they circulate, each with one bug to name.
+
+Each is a layer that runs; that it has just the bug it should have is what `check("layer", ...)` says of it.
+"""
+
+import inspect
+import re
+from dataclasses import dataclass
+from html import escape
+
+import torch
+from torch import nn
+
+from .answers import describe
+from .base import refused, unanswered
+from .catalogue import Mistake
+from .layer import LAYER
+from .verdict import Verdict
+
+CHANNEL = (1, -1, 1, 1)
+
+
+class Layer(nn.Module):
+    def __init__(self, num_features, momentum=0.1, eps=1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def values_per_channel(self, x):
+        n = x.numel() // x.shape[1]
+        if self.training and n == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got {tuple(x.shape)}")
+        return n
+
+
+class LayerA(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        self.values_per_channel(x)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+            with torch.no_grad():
+                self.running_mean += self.momentum * (mean - self.running_mean)
+                self.running_var += self.momentum * (var - self.running_var)
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+class LayerB(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.copy_(self.momentum * self.running_mean + (1 - self.momentum) * mean)
+                self.running_var.copy_(self.momentum * self.running_var + (1 - self.momentum) * var * n / (n - 1))
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+class LayerC(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        y = (x - mean.view(CHANNEL)) / (torch.sqrt(var.view(CHANNEL)) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+class LayerD(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        y = y + self.bias.view(CHANNEL)
+        return y * self.weight.view(CHANNEL)
+
+
+class LayerE(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            with torch.no_grad():
+                mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+class LayerF(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        if not self.training:
+            mean, var = self.running_mean, self.running_var
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+CHOICES = {  # the names to choose from, and how else readers put them
+    "biased variance": r"\bbiased|divid\w* by n\b",
+    "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
+    "momentum reversed": r"momentum",
+    "epsilon outside the root": r"(eps|ε).*(outside|after|out of|std|standard)|(root|sqrt|std).*(plus|\+|then) ?(eps|ε)",
+    "epsilon missing": r"(eps|ε).*(missing|forgotten|absent)|no (eps|ε)",
+    "divided by the variance": r"divi\w* by (the )?var|(root|sqrt).*(missing|forgotten)|no (root|sqrt)",
+    "not centred": r"not? cent|mean.*not subtracted",
+    "statistics over the wrong axes": r"\bax[ei]s|\bdims?\b",
+    "beta before gamma": r"(beta|β|bias).*(before|first|order)|(gamma|γ|weight).*(after|order)",
+    "gamma and beta swapped": r"swap",
+    "mean and variance detached from the gradient": r"detach|no_grad.*(mean|var|statistic)|gradient",
+    "running statistics updated in eval": r"updat.*(eval|both modes|always)|(eval|always).*updat",
+    "evaluation uses the batch's statistics": r"eval\w* (uses|with|normalises)",
+    "training uses running statistics": r"train\w* (uses|with|normalises)",
+    "mode taken from grad mode": r"is_grad_enabled|grad mode",
+    "plain attributes": r"attribute|register_buffer|not (a )?buffers?\b",
+}
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A layer with a bug: a notebook shows its code and the names to choose from."""
+
+    letter: str
+    layer: type
+    answer: str
+
+    @property
+    def source(self):
+        """The code, by inspection, after that of the class it builds on."""
+        return f"CHANNEL = {CHANNEL}\n\n\n{inspect.getsource(Layer)}\n\n{inspect.getsource(self.layer)}"
+
+    def __repr__(self):
+        return f"{self.source}\nWhich bug? One of: {'; '.join(CHOICES)}."
+
+    def _repr_html_(self):
+        names = "".join(f"<li>{escape(name)}</li>" for name in CHOICES)
+        return f"<pre>{escape(self.source)}</pre><p>Layer {self.letter} has one bug. Which?</p><ul>{names}</ul>"
+
+
+BUGS = {
+    bug.letter: bug
+    for bug in (
+        Bug("A", LayerA, "unbiased variance"),
+        Bug("B", LayerB, "momentum reversed"),
+        Bug("C", LayerC, "epsilon outside the root"),
+        Bug("D", LayerD, "beta before gamma"),
+        Bug("E", LayerE, "mean and variance detached from the gradient"),
+        Bug("F", LayerF, "running statistics updated in eval"),
+    )
+}
+
+
+class SpotTheBug:
+    """The exercise: `judge(answers)` takes {letter: name of the bug} for some or all of the layers."""
+
+    name = "spot_the_bug"
+    lesson = 3
+    signature = 'spot_the_bug = {"A": "name of the bug", ...}'
+    asks = 'Each of the layers A to F has one bug: give its name, as a dict from letter to name; bnlib.exercises.bugs["A"] shows the first.'
+    mistakes = ()
+
+    def judge(self, answers):
+        """Return the Verdict on a dict of answers."""
+        if answers is None or answers is ...:
+            return unanswered(self)
+        if not isinstance(answers, dict):
+            cause = f'it is {describe(answers)}; expected a dict such as {{"A": "momentum reversed"}}'
+            return refused(self, [Mistake("not a dict", cause)])
+        given = {str(letter).strip().upper(): answer for letter, answer in answers.items()}
+        unknown = [letter for letter in given if letter not in BUGS]
+        if unknown:
+            cause = f"there is no layer {', '.join(unknown)}; there are {', '.join(BUGS)}"
+            return refused(self, [Mistake("no such layer", cause)])
+        judged = {letter: self.look(BUGS[letter], answer) for letter, answer in given.items()}
+        lines = "\n".join(f"{letter}: {words}" for letter, (_, words) in judged.items())
+        results = [result for result, _ in judged.values()]
+        if not results or None in results:
+            return Verdict(self.name, False, lines or self.asks, answered=False)
+        if all(results):
+            return Verdict(self.name, True, lines)
+        wrong = next(letter for letter, (result, _) in judged.items() if not result)
+        shown = LAYER.judge(BUGS[wrong].layer)
+        return Verdict(
+            self.name,
+            False,
+            lines,
+            (f"another bug in layer {wrong}",),
+            lesson=shown.lesson,
+            example=shown.example,
+            expected=shown.expected,
+            received=shown.received,
+            shown=shown.shown,
+        )
+
+    def look(self, bug, answer):
+        """Return (True, False or None for no answer, what to say) of one answer."""
+        if answer is None or answer is ... or not str(answer).strip():
+            return None, "not answered yet"
+        names = meant(str(answer))
+        cause = {mistake.name: mistake.cause for mistake in LAYER.mistakes}
+        if names == {bug.answer}:
+            return True, f"right, {bug.answer}: {cause[bug.answer]}"
+        if len(names) > 1:
+            return False, f"name one bug, not {' and '.join(sorted(names))}"
+        if not names:
+            return False, f"{str(answer)!r} is none of the names: {'; '.join(CHOICES)}"
+        (name,) = names
+        return False, f"not {name}. That would be: {cause[name]}. It is not so here"
+
+
+def meant(answer):
+    """Return the names of the bugs that an answer in words may mean: its own name alone, if it is one."""
+    words = " ".join(answer.lower().split())
+    if words in CHOICES:
+        return {words}
+    return {name for name, pattern in CHOICES.items() if re.search(pattern, words)}
+
+
+SPOT_THE_BUG = SpotTheBug()

@@ -1,0 +1,169 @@
+"""Run what a reader wrote: for a few seconds at most, quietly, and without a trace in torch's or Python's global state."""
+
+import contextlib
+import ctypes
+import dis
+import io
+import linecache
+import random
+import re
+import sys
+import threading
+import time
+import types
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SECONDS = 3.0  # for one call; the slowest right answer (loops over a hundred numbers) needs hundredths
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a call gave no value: kind is "unanswered", "stopped" or "raised"; text says it; line is the reader's own."""
+
+    kind: str
+    text: str
+    line: str = ""
+
+
+class Stopped(BaseException):
+    """Sent into a call that has run out of time."""
+
+
+class Guard:
+    """Call a reader's function: `call(function, *args)` returns (value, None) or (None, Trouble).
+
+    Each call runs in a thread of its own, so that it can be left behind whatever it is stuck in (on any system, from a
+    notebook's main thread too), and starts from the same seeds. What the first call prints is shown, the rest is not.
+    """
+
+    def __init__(self):
+        self._quiet = False
+
+    def call(self, function, *args):
+        """Return (value, None), or (None, Trouble) if `function(*args)` raises or does not return in time."""
+        done = {}
+
+        def work():
+            try:
+                done["value"] = function(*args)
+            except BaseException as error:  # SystemExit too: a reader's call must not end the kernel
+                done["error"] = error
+
+        printed = io.StringIO() if self._quiet else sys.stdout
+        self._quiet = True
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.default_generator.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            worker = threading.Thread(target=work, daemon=True)
+            worker.start()
+            try:
+                worker.join(SECONDS)
+            finally:
+                stop(worker)
+        if "value" in done:
+            return done["value"], None
+        error = done.get("error", Stopped())
+        if isinstance(error, Stopped):
+            text = f"did not return within {SECONDS:g} seconds and was stopped: look for a loop without an end"
+            return None, Trouble("stopped", text)
+        return None, what_was_raised(error)
+
+
+def stop(worker):
+    """End a thread that still runs; one that swallows the exception again and again is left behind after a second."""
+    deadline = time.monotonic() + 1
+    while worker.is_alive() and time.monotonic() < deadline:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident), ctypes.py_object(Stopped))
+        worker.join(0.02)
+
+
+SEEDS = (  # (read, write)
+    (torch.get_rng_state, torch.set_rng_state),
+    (random.getstate, random.setstate),
+    (np.random.get_state, np.random.set_state),
+)
+SWITCHES = (  # (read, write), written back only where they differ: some are slow to write
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+)
+
+
+@contextlib.contextmanager
+def global_state_kept():
+    """Put seeds, default dtype, grad mode and torch's other global switches back as they were."""
+    seeds, switches = [read() for read, _ in SEEDS], [read() for read, _ in SWITCHES]
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    finally:
+        for (_, write), value in zip(SEEDS, seeds, strict=True):
+            write(value)
+        for (read, write), value in zip(SWITCHES, switches, strict=True):
+            if read() != value:
+                write(value)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+def is_stub(function) -> bool:
+    """Return whether the body of a function is only `...`, `pass` or a docstring."""
+    if not isinstance(function, types.FunctionType):
+        return False
+    steps = list(dis.get_instructions(function))
+    constants = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]
+    idle = {"RESUME", "NOP", "LOAD_CONST", "POP_TOP", "RETURN_CONST", "RETURN_VALUE"}
+    return {step.opname for step in steps} <= idle and all(
+        value is None or value is ... or isinstance(value, str) for value in constants
+    )
+
+
+def holds_dots(value) -> bool:
+    """Return whether an answer still is, or holds, the `...` of a stub."""
+    return value is ... or (isinstance(value, (tuple, list)) and any(part is ... for part in value))
+
+
+def what_was_raised(error):
+    """Return the Trouble for an exception, with the last of the reader's own lines that it passed through."""
+    steps, step = [], error.__traceback__
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    last = steps[-1]
+    by_raise = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x…", str(error).strip().split("\n")[0])  # an address differs from run to run
+    if (
+        isinstance(error, NotImplementedError) and by_raise
+    ) or "ellipsis" in text:  # torch raises it too, not by `raise`
+        return Trouble("unanswered", "a `...` is left")
+    places = [(step.tb_frame.f_code.co_filename, step.tb_lineno) for step in steps]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    own = [place for place in places if is_readers(place[0])]
+    line = ""
+    if own:
+        file, number = own[-1]
+        cell = "ipykernel_" in file or file.startswith("<")
+        source = linecache.getline(file, number).strip()
+        line = f"line {number} of {'your cell' if cell else Path(file).name}" + (f": {source}" if source else "")
+    return Trouble("raised", f"{type(error).__name__}: {text}" if text else type(error).__name__, line)
+
+
+OURS = str(Path(__file__).parents[1])
+STDLIB = str(Path(threading.__file__).parent)
+
+
+def is_readers(file):
+    """Return whether a frame's file is the reader's own: neither ours, nor an installed library's, nor Python's."""
+    installed = "site-packages" in file or "dist-packages" in file or file.startswith(("<frozen", "<__array"))
+    return not installed and not file.startswith((OURS, STDLIB))

@@ -1,0 +1,609 @@
+"""The exercise `layer`: a class of one's own, used as an `nn.Module`.
+
+Its three formulas (the training output, the update of the running statistics, the evaluation output) are exercises of
+their own, with the catalogues of `batch_norm` and `running_stats`; the rest is book-keeping, looked at piece by piece.
+So a layer may have any number of mistakes at once, and each is named.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from .answers import NOTHING, TYPE, describe
+from .base import ENDLESS, RAISES, FunctionExercise, Unanswered, located, refused, unanswered
+from .catalogue import Case, Mistake, batch
+from .guard import Guard, is_stub
+from .normalise import BATCH_NORM, EPS_OTHER, divided, drawn_images, image_cases, normalise, scaled
+from .statistics import RUNNING_STATS
+from .verdict import Verdict
+
+# ---- the parts of a layer: which of its tensors is γ, β, the running mean, the running variance
+
+ROLES = {
+    "gamma": (("weight", "gamma", "scale", "g", "w"), 1.0),
+    "beta": (("bias", "beta", "shift", "offset", "b"), 0.0),
+    "running mean": (("mean", "mu"), 0.0),
+    "running variance": (("var", "std", "sigma"), 1.0),
+}
+
+
+@dataclass
+class Part:
+    """A tensor of a layer: where it is kept ("parameter", "buffer", "unsaved buffer", "attribute") and what it is for."""
+
+    kind: str
+    name: str
+    tensor: torch.Tensor
+
+    def put(self, layer, value):
+        """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
+        value = value.view(self.shape(value.numel()))
+        if self.kind in ("parameter", "buffer", "unsaved buffer"):
+            return {self.name: value}
+        *owners, attribute = self.name.split(".")
+        setattr(layer.get_submodule(".".join(owners)), attribute, value)
+        return {}
+
+    def shape(self, channels):
+        """Return the shape in which this layer keeps one number for each channel."""
+        return (1, -1, 1, 1) if self.tensor.dim() == 4 else (channels,)
+
+
+def parts(layer):
+    """Return every tensor of a layer that may stand for a statistic or a parameter, by name."""
+    unsaved = {id(m._buffers[name]) for m in layer.modules() for name in m._non_persistent_buffers_set}
+    found = [Part("parameter", name, tensor) for name, tensor in layer.named_parameters()]
+    for name, tensor in layer.named_buffers():
+        found.append(Part("unsaved buffer" if id(tensor) in unsaved else "buffer", name, tensor))
+    for prefix, module in layer.named_modules():
+        for name, value in {**vars(type(module)), **vars(module)}.items():
+            if isinstance(value, torch.Tensor):
+                found.append(Part("attribute", f"{prefix}.{name}".lstrip("."), value))
+    return {part.name: part for part in found if part.tensor.is_floating_point()}
+
+
+def role_of(part):
+    """Return what a new layer's part is for: its name says it, else the value it starts at; None if neither does."""
+    last = part.name.split(".")[-1].lower()
+    for role in ("running mean", "running variance"):
+        if any(word in last for word in ROLES[role][0]):
+            return role
+    for role in ("gamma", "beta"):
+        if last in ROLES[role][0] or last.startswith(ROLES[role][0][:2]):
+            return role
+    candidates = ("gamma", "beta") if part.kind == "parameter" else ("running mean", "running variance")
+    return next((role for role in candidates if (part.tensor == ROLES[role][1]).all()), None)
+
+
+# ---- its three formulas
+
+
+def training_output(x, gamma, beta, *, running="", **knobs):
+    """Return the layer's output in training, bent by the knobs of `normalise`."""
+    if running:
+        mean, var = torch.zeros_like(gamma), torch.ones_like(gamma)
+        if running != "old":
+            mean, var = updated(x if running == "updated, in the graph" else x.detach(), mean, var)
+        return evaluation_output(x, gamma, beta, mean, var)
+    return normalise(x, gamma=gamma, beta=beta, **knobs)
+
+
+def updated(x, running_mean, running_var):
+    return RUNNING_STATS.formula(x, running_mean, running_var, 0.1)
+
+
+def evaluation_output(
+    x,
+    gamma,
+    beta,
+    running_mean,
+    running_var,
+    *,
+    batch=False,
+    stored="var",
+    eps=1e-5,
+    fixed=None,
+    place="inside",
+    spread="root",
+    centre="mean",
+    order="γ then β",
+    gamma_along=1,
+    beta_along=1,
+    **knobs,
+):
+    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or of its own: `batch`, `stored`."""
+    eps = eps if fixed is None else fixed
+    if batch:
+        knobs |= dict(place=place, spread=spread, order=order, gamma_along=gamma_along, beta_along=beta_along)
+        return normalise(x, eps, gamma, beta, **knobs)
+    if stored == "after update":
+        running_mean, running_var = updated(x.detach(), running_mean, running_var)
+    mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
+    if stored == "swapped":
+        mean, var = var, mean
+    y = x - mean if centre == "mean" else x
+    y = divided(y, var, eps, spread, place)
+    return scaled(y, gamma, beta, order, gamma_along, beta_along, "")
+
+
+RUNS = (
+    Mistake(
+        "training uses running statistics",
+        "in training, the running mean and variance normalise; they are for evaluation: in training the batch's own do",
+        3,
+        running="old",
+    ),
+    *(
+        Mistake(
+            "training uses running statistics",
+            "in training, the running mean and variance (after their update) normalise; they are for evaluation: in training the batch's own do",
+            3,
+            running=running,
+        )
+        for running in ("updated", "updated, in the graph")
+    ),
+)
+UPDATED_IN_EVAL = Mistake(
+    "running statistics updated in eval",
+    "a call in eval() changes the running statistics: data that is only predicted must not enter them; update when `self.training` is True only",
+    3,
+    stored="after update",
+)
+EVALUATES = (
+    UPDATED_IN_EVAL,
+    Mistake(
+        "evaluation uses the batch's statistics",
+        "eval() still normalises with the batch's own mean and variance; use the running ones when `self.training` is False",
+        3,
+        batch=True,
+    ),
+    Mistake(
+        "evaluation uses the batch's statistics",
+        "eval() still normalises with the batch's own mean and (unbiased) variance; use the running ones when `self.training` is False",
+        3,
+        batch=True,
+        var_by="n - 1",
+    ),
+    Mistake("not centred in evaluation", "eval() does not subtract the running mean", 3, centre="none"),
+    Mistake(
+        "divided by the running variance",
+        "eval() divides by the running variance, not by its root",
+        3,
+        spread="variance",
+    ),
+    Mistake(
+        "not divided in evaluation", "eval() does not divide by the root of the running variance", 3, spread="nothing"
+    ),
+    Mistake(
+        "not normalised in evaluation",
+        "eval() only applies γ and β; subtract the running mean and divide by the root of the running variance first",
+        3,
+        spread="nothing",
+        centre="none",
+    ),
+    Mistake(
+        "running mean and variance swapped in evaluation",
+        "eval() subtracts the running variance and divides by the running mean",
+        3,
+        stored="swapped",
+    ),
+)
+
+
+def without(case, *names):
+    return replace(case, arguments={name: value for name, value in case.arguments.items() if name not in names})
+
+
+def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    c = shape[1]
+    draws = torch.rand(4, c, generator=generator, dtype=torch.float64)
+    values = dict(
+        gamma=draws[0] + 0.5, beta=draws[1] * 4 - 2, running_mean=draws[2] * 3, running_var=(draws[3] + 0.3) * scale
+    )
+    return Case({"x": batch(shape, seed, dtype=dtype), **{name: value.to(dtype) for name, value in values.items()}})
+
+
+TRAINING = replace(
+    BATCH_NORM,
+    formula=training_output,
+    mistakes=(*[m for m in BATCH_NORM.mistakes if m.name != "epsilon fixed"], *EPS_OTHER, *RUNS),
+    cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
+    drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
+)
+UPDATE = replace(
+    RUNNING_STATS,
+    formula=lambda x, running_mean, running_var, **knobs: RUNNING_STATS.formula(
+        x, running_mean, running_var, 0.1, **knobs
+    ),
+    mistakes=tuple(
+        Mistake(
+            "momentum is not 0.1",
+            f"a batch enters with the share {m.knobs['fixed']:g}; the layer's momentum is 0.1",
+            3,
+            **m.knobs,
+        )
+        if m.name == "momentum fixed"
+        else m
+        for m in RUNNING_STATS.mistakes
+        if m.knobs.get("fixed") != 0.1
+    ),
+    cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
+    drawn=None,
+)
+EVALUATION = FunctionExercise(
+    name="layer",
+    lesson=4,
+    signature="",
+    asks="",
+    formula=evaluation_output,
+    mistakes=(
+        *EVALUATES,
+        *[
+            m
+            for m in TRAINING.mistakes
+            if m.knobs
+            and m.knobs.keys() <= {"place", "spread", "order", "fixed", "gamma_along", "beta_along"}
+            and m.knobs.get("spread") not in ("variance", "nothing", "absolute", "range")
+        ],
+    ),
+    cases=(
+        evaluation_case(2, 2, 1, 2, seed=0),
+        evaluation_case(3, 4, 2, 5, seed=1),
+        evaluation_case(2, 3, 4, 3, seed=2),
+        evaluation_case(2, 3, 1, 2, seed=3, dtype=torch.float64),
+        evaluation_case(1, 3, 2, 1, seed=4),
+        evaluation_case(2, 3, 2, 2, seed=5, scale=1e-5),
+    ),
+)
+
+
+# ---- its book-keeping
+
+MODE = Mistake(
+    "mode taken from grad mode",
+    "whether it trains or evaluates depends on `torch.no_grad()` (`torch.is_grad_enabled()`), not on `train()` and `eval()`: use `self.training`",
+    4,
+)
+ATTRIBUTES = Mistake(
+    "plain attributes",
+    "the running statistics are plain attributes: `state_dict()` does not save them and `.to(device)` leaves them behind; use `self.register_buffer(name, tensor)`",
+    4,
+)
+NOT_SAVED = Mistake(
+    "buffers not saved",
+    "the running statistics are registered with persistent=False, so `state_dict()` leaves them out",
+    4,
+)
+AS_PARAMETERS = Mistake(
+    "running statistics as parameters",
+    "the running statistics are `nn.Parameter`s, so they are among `parameters()` for the optimiser to change; use `self.register_buffer(name, tensor)`",
+    4,
+)
+AFFINE_ATTRIBUTES = Mistake(
+    "gamma and beta are no parameters",
+    "γ and β are not among `parameters()`, so no optimiser finds them; use `nn.Parameter`",
+    4,
+)
+NO_AFFINE = Mistake("gamma and beta missing", "the layer has no γ and β; they are `nn.Parameter`s of shape (C,)", 4)
+NO_RUNNING = Mistake(
+    "running statistics missing",
+    "the layer keeps no running mean and variance; eval() needs them: buffers of shape (C,)",
+    3,
+)
+SHAPED = Mistake(
+    "shaped (1, C, 1, 1)",
+    "the {} shaped (1, C, 1, 1); keep (C,), as torch.nn does, and give it that shape in the forward pass, or a `state_dict` of torch.nn does not fit",
+    4,
+)
+GRAPH = Mistake(
+    "running statistics carry the graph",
+    "the running statistics keep the graph of every batch alive (and cannot be deep-copied): update them under `torch.no_grad()` or from `mean.detach()`",
+    4,
+)
+COPY = Mistake("cannot be copied", "`copy.deepcopy(layer)` fails: {}", 4)
+SHARED = Mistake(
+    "statistics shared between layers",
+    "training one layer changes another one: the tensors belong to the class, or are defaults made once; make them in `__init__`",
+    4,
+)
+ONE_VALUE = Mistake(
+    "one value per channel accepted",
+    "in training, an input of shape (1, C, 1, 1) has one value per channel and no spread: raise a ValueError, as torch.nn does",
+    2,
+)
+ONE_VALUE_EVAL = Mistake(
+    "one value per channel refused in evaluation",
+    "eval() needs no spread, the running statistics give it: an input of shape (1, C, 1, 1) is fine there",
+    2,
+)
+RELOAD = Mistake(
+    "state_dict does not restore the layer",
+    "after load_state_dict a new layer gives other outputs in eval(): something that matters is not saved",
+    4,
+)
+MOVES = Mistake(
+    "does not move with the layer",
+    "after `.to(torch.float64)` a part of the layer is still float32: register it as a parameter or a buffer",
+    4,
+)
+STARTS = {
+    "gamma": Mistake(
+        "gamma does not start at 1", "γ starts at {}; a new layer has γ = 1, so that it only normalises", 1
+    ),
+    "beta": Mistake("beta does not start at 0", "β starts at {}; a new layer has β = 0, so that it only normalises", 1),
+    "running mean": Mistake(
+        "running mean does not start at 0", "the running mean starts at {}; in PyTorch it starts at 0", 1
+    ),
+    "running variance": Mistake(
+        "running variance does not start at 1", "the running variance starts at {}; in PyTorch it starts at 1", 1
+    ),
+}
+
+
+def worded(mistake, *words):
+    return Mistake(mistake.name, mistake.cause.format(*words), mistake.lesson)
+
+
+class Layer:
+    """The exercise: `judge(attempt)` takes a class, or anything that makes an `nn.Module` of a number of channels."""
+
+    name = "layer"
+    lesson = 4
+    signature = "Layer(num_features), an nn.Module for (N, C, H, W)"
+    asks = (
+        "Write the class: γ and β as parameters (from 1 and 0), running mean and variance as buffers of shape (C,) (from "
+        "0 and 1), momentum 0.1, ε = 1e-5, the mode from self.training; one value per channel in training is a ValueError."
+    )
+    mistakes = (
+        *TRAINING.mistakes,
+        *UPDATE.mistakes,
+        *EVALUATION.mistakes,
+        MODE,
+        UPDATED_IN_EVAL,
+        ATTRIBUTES,
+        NOT_SAVED,
+        AS_PARAMETERS,
+        AFFINE_ATTRIBUTES,
+        NO_AFFINE,
+        NO_RUNNING,
+        SHAPED,
+        GRAPH,
+        COPY,
+        SHARED,
+        ONE_VALUE,
+        ONE_VALUE_EVAL,
+        RELOAD,
+        MOVES,
+        *STARTS.values(),
+    )
+
+    def judge(self, attempt):
+        """Return the Verdict on a class."""
+        forward = getattr(attempt, "forward", None)
+        if attempt is None or attempt is ... or is_stub(attempt) or is_stub(forward) or forward is nn.Module.forward:
+            return unanswered(self)
+        if isinstance(attempt, nn.Module) or not callable(attempt):
+            return refused(
+                self,
+                [Mistake("not a class", f"it is {describe(attempt)}; give the class itself: check('layer', Layer)")],
+            )
+        examination = Examination(attempt)
+        try:
+            examination.run()
+        except Unanswered:
+            return unanswered(self)
+        if examination.found:
+            return refused(self, examination.found.values(), **examination.evidence)
+        return Verdict(
+            self.name,
+            True,
+            "Both modes, gradients, parameters, buffers, state_dict, .to() and deepcopy do what torch.nn's do.",
+        )
+
+
+RUNNING = ("running mean", "running variance")
+AFFINE = ("gamma", "beta")
+
+
+class Examination:
+    """One attempt at a layer, and what is found wrong with it: `found` by name, `evidence` for the Verdict."""
+
+    def __init__(self, make):
+        self.make, self.guard, self.found, self.evidence = make, Guard(), {}, {}
+
+    def run(self):
+        """Look at everything. Raises Unanswered."""
+        if not self.can_be_used():
+            return
+        self.look_at_parts()
+        self.look_at_training()
+        if self.has(*RUNNING):
+            self.look_at_modes()
+            self.look_at_copies()
+        self.look_at_one_value()
+
+    def note(self, mistakes, evidence=None):
+        """Add mistakes, each name once, and keep the first evidence."""
+        for mistake in mistakes:
+            self.found.setdefault(mistake.name, mistake)
+        self.evidence = self.evidence or evidence or {}
+
+    def has(self, *roles):
+        """Return whether the layer keeps something in each of these roles."""
+        return all(role in self.names for role in roles)
+
+    def tried(self, function, *args):
+        """Return the result of a call; where it fails, note why and return None."""
+        value, trouble = self.guard.call(function, *args)
+        if trouble:
+            if trouble.kind == "unanswered":
+                raise Unanswered
+            self.note([Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble))])
+        return value
+
+    def call(self, x, training, **values):
+        """Return the output of a new layer for x in a mode, its parts set to `values`, and the parts after the call.
+
+        Each keyword is a role, its blank an underscore.
+        """
+        layer = self.make(x.shape[1]).to(x.dtype).train(training)
+        lent = {}
+        for role, value in values.items():
+            name = self.names.get(role.replace("_", " "))
+            if name:
+                lent |= self.parts[name].put(layer, value)
+        y = functional_call(layer, lent, (x,)) if lent else layer(x)
+        after = parts(layer) | {name: replace(self.parts[name], tensor=tensor) for name, tensor in lent.items()}
+        return y, {role: after[name].tensor for role, name in self.names.items()}
+
+    def can_be_used(self):
+        """Return whether a layer can be made and called; find its parts."""
+        layer = self.tried(self.make, 3)
+        if self.found:
+            return False
+        if not isinstance(layer, nn.Module):
+            cause = f"Layer(3) is {describe(layer)}; inherit from nn.Module: class Layer(nn.Module)"
+            self.note([Mistake("not an nn.Module", cause)])
+            return False
+        new = {name: replace(part, tensor=part.tensor.detach().clone()) for name, part in parts(layer).items()}
+        x = batch((4, 3, 2, 2), 0).requires_grad_()
+        y = self.tried(lambda: layer.train()(x * 1))
+        if not isinstance(y, torch.Tensor):
+            self.note(
+                []
+                if self.found
+                else [Mistake(NOTHING if y is None else TYPE, f"`forward` returns {describe(y)}; expected y")]
+            )
+            return False
+        self.used, self.parts, self.names = layer, parts(layer) | new, {}
+        for part in self.parts.values():  # a statistic may be made in the first call only
+            self.names.setdefault(role_of(part), part.name)
+        self.names.pop(None, None)
+        self.starts = {role: new[name].tensor for role, name in self.names.items() if name in new}
+        return True
+
+    def look_at_parts(self):
+        """Name what is missing, kept in the wrong place, wrongly shaped, or starts elsewhere."""
+        kinds = {role: self.parts[name].kind for role, name in self.names.items()}
+        if not self.has(*RUNNING):
+            self.note([NO_RUNNING])
+        for kind, mistake in (("attribute", ATTRIBUTES), ("unsaved buffer", NOT_SAVED), ("parameter", AS_PARAMETERS)):
+            if kind in (kinds.get(role) for role in RUNNING):
+                self.note([mistake])
+        if not self.has("gamma") and not self.has("beta"):
+            self.note([NO_AFFINE])
+        elif any(kinds.get(role, "parameter") != "parameter" for role in AFFINE):
+            self.note([AFFINE_ATTRIBUTES])
+        shaped = [role for role, name in self.names.items() if self.parts[name].tensor.dim() == 4]
+        if shaped:
+            self.note([worded(SHAPED, f"{' and '.join(shaped)} {'is' if len(shaped) == 1 else 'are'}")])
+        for role, value in self.starts.items():
+            if not (value == ROLES[role][1]).all():
+                self.note([worded(STARTS[role], f"{value.flatten()[0].item():.4g}")])
+
+    def judged(self, exercise, attempt):
+        """Note what an exercise finds, leaving out γ and β where they are known to be missing."""
+        if not self.has("gamma") and not self.has("beta") and "gamma" in exercise.cases[0].arguments:
+            formula = exercise.formula
+            exercise = replace(
+                exercise,
+                formula=lambda x, gamma, beta, *rest, **knobs: formula(x, gamma * 0 + 1, beta * 0, *rest, **knobs),
+            )
+        self.note(*exercise.examine(self.guard, attempt))
+
+    def look_at_training(self):
+        """Name the mistakes in the training output and its gradients."""
+        self.judged(TRAINING, lambda x, gamma, beta: self.call(x, True, gamma=gamma, beta=beta)[0])
+
+    def look_at_modes(self):
+        """Name the mistakes in the update, in the evaluation output, and in what decides between them."""
+        mean, var = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.5, 2.0, 3.0])
+
+        def look(training, grad):
+            with torch.set_grad_enabled(grad):
+                y, after = self.call(
+                    batch((4, 3, 2, 2), 1), training, running_mean=mean.clone(), running_variance=var.clone()
+                )
+            return [tensor.detach().flatten() for tensor in (y, *(after[role] for role in RUNNING))]
+
+        seen = {
+            (training, grad): self.tried(look, training, grad) for training in (True, False) for grad in (True, False)
+        }
+        if any(value is None for value in seen.values()):
+            return
+        by_grad = not all(alike(seen[training, True], seen[training, False]) for training in (True, False))
+        if by_grad:
+            self.note([MODE])
+        if not alike(seen[False, not by_grad][1:], [mean, var]):
+            self.note([UPDATED_IN_EVAL])
+
+        def update(x, running_mean, running_var):
+            after = self.call(x, True, running_mean=running_mean.clone(), running_variance=running_var.clone())[1]
+            return tuple(after[role].detach().flatten() for role in RUNNING)
+
+        def evaluation(x, gamma, beta, running_mean, running_var):
+            values = dict(running_mean=running_mean.clone(), running_variance=running_var.clone())
+            with torch.set_grad_enabled(not by_grad):
+                return self.call(x, False, gamma=gamma, beta=beta, **values)[0]
+
+        self.judged(UPDATE, update)
+        self.judged(EVALUATION, evaluation)
+
+    def look_at_copies(self):
+        """Name what goes wrong when the layer is saved, moved, copied, or stands beside another."""
+        x = batch((4, 3, 2, 2), 2, mean=3.0)
+        used = parts(self.used)
+        if (
+            any(used[self.names[role]].tensor.requires_grad for role in RUNNING)
+            and AS_PARAMETERS.name not in self.found
+        ):
+            self.note([GRAPH])
+        else:
+            _, trouble = self.guard.call(copy.deepcopy, self.used)
+            self.note([worded(COPY, located(trouble))] if trouble else [])
+
+        def beside():
+            first, second = self.make(3), self.make(3)
+            first.train()(x.clone())
+            values = parts(second)
+            return alike([values[self.names[role]].tensor for role in self.starts], self.starts.values())
+
+        def reloaded():
+            first, second = self.make(3), self.make(3)
+            first.train()(x.clone())
+            second.load_state_dict(first.state_dict())
+            return alike(*([layer.eval()(x.clone()).detach()] for layer in (first, second)))
+
+        def moved():
+            layer = self.make(3).double()
+            layer.train()(x.double())
+            return all(parts(layer)[name].tensor.dtype == torch.float64 for name in self.names.values())
+
+        self.note([SHARED] if self.tried(beside) is False else [])
+        told = {mistake.name for mistake in (ATTRIBUTES, NOT_SAVED, AFFINE_ATTRIBUTES, SHARED, MODE)}
+        if not told & self.found.keys():
+            self.note([RELOAD] if self.tried(reloaded) is False else [])
+            self.note([MOVES] if self.tried(moved) is False else [])
+
+    def look_at_one_value(self):
+        """Name a layer that trains on one value per channel, or refuses it in evaluation."""
+        x = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+        _, trouble = self.guard.call(lambda: self.make(3).train()(x.clone()))
+        self.note([] if trouble else [ONE_VALUE])
+        _, trouble = self.guard.call(lambda: self.make(3).eval()(x.clone()))
+        self.note([ONE_VALUE_EVAL] if trouble and not {MODE.name, NO_RUNNING.name, RAISES} & self.found.keys() else [])
+
+
+def alike(these, those):
+    """Return whether two lists of tensors agree to float32's precision."""
+    return all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), 1e-4, 1e-5, equal_nan=True)
+        for a, b in zip(these, those, strict=True)
+    )
+
+
+LAYER = Layer()

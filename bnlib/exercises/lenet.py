@@ -1,0 +1,544 @@
+"""The exercise `lenet_with_bn`: a function that returns the network of lesson 05, checked layer by layer.
+
+How the network is put together is free (Sequential, a class, functions between the layers): its layers with weights are
+found as they are called, given known weights, and the output is compared with the table's; what lies between them is
+known by what it does.
+"""
+
+from itertools import combinations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .answers import NOTHING, TYPE, describe
+from .base import ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, together, unanswered
+from .catalogue import Mistake
+from .guard import Guard, holds_dots, is_stub
+from .layer import parts, role_of
+from .verdict import Verdict
+
+LAYERS = {
+    "the first convolution": (1, 6),
+    "the second convolution": (6, 16),
+    "the first linear layer": (256, 120),
+    "the second linear layer": (120, 84),
+    "the last linear layer": (84, 10),
+}
+TABLE = (
+    "Conv2d 1→6, k=5     (B, 6, 24, 24)\nBatchNorm           (B, 6, 24, 24)\nSigmoid             (B, 6, 24, 24)\n"
+    "MaxPool 2           (B, 6, 12, 12)\nConv2d 6→16, k=5    (B, 16, 8, 8)\nBatchNorm           (B, 16, 8, 8)\n"
+    "Sigmoid             (B, 16, 8, 8)\nMaxPool 2           (B, 16, 4, 4)\nFlatten             (B, 256)\n"
+    "Linear 256→120      (B, 120)\nBatchNorm           (B, 120)\nSigmoid             (B, 120)\n"
+    "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
+)
+ACTIVATIONS = {
+    "sigmoid": torch.sigmoid,
+    "nothing": lambda x: x,
+    "ReLU": torch.relu,
+    "tanh": torch.tanh,
+    "LeakyReLU": F.leaky_relu,
+    "GELU": F.gelu,
+    "SiLU": F.silu,
+    "ELU": F.elu,
+    "hard sigmoid": F.hardsigmoid,
+    "log sigmoid": F.logsigmoid,
+    "softmax": lambda x: x.softmax(1),
+}
+ENDS = {
+    "nothing": lambda x: x,
+    "softmax": lambda x: x.softmax(1),
+    "log softmax": lambda x: x.log_softmax(1),
+    "sigmoid": torch.sigmoid,
+    "ReLU": torch.relu,
+    "tanh": torch.tanh,
+    "batch norm": lambda x: F.batch_norm(x, None, None, training=True),
+}
+
+
+def forward(
+    x,
+    layers,
+    norms,
+    training,
+    *,
+    between=("sigmoid",) * 4,
+    pool=("max", "max"),
+    place=("before",) * 4,
+    flatten="C first",
+    end="nothing",
+):
+    """Return the inputs of each layer and the output, bent by the knobs.
+
+    layers   (weight, bias) of the five; norms: four dicts of γ, β and running statistics, or None
+    between  the activation after each; place: where its batch norm stands
+    """
+    inputs = []
+    for i, (weight, bias) in enumerate(layers):
+        if i == 2:
+            x = (x if flatten == "C first" else x.movedim(1, -1)).flatten(1)
+        inputs.append(x)
+        x = F.conv2d(x, weight, bias) if i < 2 else F.linear(x, weight, bias)
+        if i == 4:
+            break
+        steps = {
+            "norm": lambda x, norm=norms[i]: x if norm is None else F.batch_norm(x, training=training, **norm),
+            "act": ACTIVATIONS[between[i]],
+            "pool": (lambda x: x) if i > 1 else F.max_pool2d if pool[i] == "max" else F.avg_pool2d,
+        }
+        order = {
+            "before": ("norm", "act", "pool"),
+            "after the activation": ("act", "norm", "pool"),
+            "after the pooling": ("act", "pool", "norm"),
+            "behind the pooling": ("pool", "norm", "act"),
+        }[place[i]]
+        for step in order:
+            x = steps[step](x, 2) if step == "pool" and i < 2 else steps[step](x)
+    return inputs, ENDS[end](x)
+
+
+def one(i, other, usual, count=4):
+    return tuple(other if j == i else usual for j in range(count))
+
+
+SHORT = ("the first convolution", "the second convolution", "the first linear layer", "the second linear layer")
+MISTAKES = (
+    *(
+        Mistake(f"{name} instead of sigmoid", f"the activations are {name}; the table has Sigmoid", between=(name,) * 4)
+        for name in ACTIVATIONS
+        if name not in ("sigmoid", "nothing")
+    ),
+    Mistake(
+        "activations missing",
+        "there is no activation: the layers collapse into one linear map; put Sigmoid after each batch norm",
+        between=("nothing",) * 4,
+    ),
+    Mistake(
+        "average pooling instead of max pooling",
+        "the pooling takes the average; the table has MaxPool",
+        pool=("avg", "avg"),
+    ),
+    Mistake(
+        "batch norm after the activation",
+        "each batch norm stands after its sigmoid; the table has it before, right after the convolution or linear layer",
+        place=("after the activation",) * 4,
+    ),
+    Mistake(
+        "batch norm after the activation",
+        "behind the convolutions, batch norm stands after the sigmoid; the table has it before",
+        place=("after the activation", "after the activation", "before", "before"),
+    ),
+    Mistake(
+        "batch norm after the activation",
+        "behind the linear layers, batch norm stands after the sigmoid; the table has it before",
+        place=("before", "before", "after the activation", "after the activation"),
+    ),
+    Mistake(
+        "batch norm after the pooling",
+        "batch norm stands after the pooling (and, behind the linear layers, after the sigmoid); the table has it right after the convolution",
+        place=("after the pooling", "after the pooling", "after the activation", "after the activation"),
+    ),
+    Mistake(
+        "batch norm after the pooling",
+        "batch norm stands after sigmoid and pooling; the table has it right after the convolution",
+        place=("after the pooling", "after the pooling", "before", "before"),
+    ),
+    Mistake(
+        "pooling before batch norm",
+        "the pooling comes before batch norm and sigmoid; the table has it after both",
+        place=("behind the pooling", "behind the pooling", "before", "before"),
+    ),
+    *(
+        Mistake(
+            "activation missing",
+            f"after {name} and its batch norm there is no sigmoid",
+            between=one(i, "nothing", "sigmoid"),
+        )
+        for i, name in enumerate(SHORT)
+    ),
+    *(
+        Mistake(
+            f"{other} instead of sigmoid",
+            f"after {name} there is {other}; the table has Sigmoid",
+            between=one(i, other, "sigmoid"),
+        )
+        for i, name in enumerate(SHORT)
+        for other in ("ReLU", "tanh")
+    ),
+    *(
+        Mistake(
+            "batch norm after the activation",
+            f"after {name}, batch norm stands behind the sigmoid; the table has it before",
+            place=one(i, "after the activation", "before"),
+        )
+        for i, name in enumerate(SHORT)
+    ),
+    *(
+        Mistake(
+            "batch norm after the pooling",
+            f"after {name}, batch norm stands behind the pooling; the table has it before the sigmoid",
+            place=one(i, "after the pooling", "before"),
+        )
+        for i, name in enumerate(SHORT[:2])
+    ),
+    *(
+        Mistake(
+            "pooling before batch norm",
+            f"after {name}, the pooling comes before batch norm; the table has it after the sigmoid",
+            place=one(i, "behind the pooling", "before"),
+        )
+        for i, name in enumerate(SHORT[:2])
+    ),
+    *(
+        Mistake(
+            "average pooling instead of max pooling",
+            f"after {name}, the pooling takes the average; the table has MaxPool",
+            pool=one(i, "avg", "max", 2),
+        )
+        for i, name in enumerate(SHORT[:2])
+    ),
+    *(
+        Mistake(
+            f"{name} at the end",
+            f"the output goes through {name}; the table ends with the linear layer (the loss, cross-entropy, takes its numbers as they are)",
+            end=name,
+        )
+        for name in ENDS
+        if name != "nothing"
+    ),
+    Mistake(
+        "channels last when flattened",
+        "the features are flattened with the channels last; nn.Flatten keeps (C, H, W)",
+        flatten="C last",
+    ),
+)
+STRUCTURE = (  # found by looking at the layers, so without knobs
+    "batch norm missing",
+    "batch norm after the last layer",
+    "two batch norms in a row",
+    "one batch norm used twice",
+    "another normalization",
+    "wrong number of layers",
+    "wrong number of channels",
+    "wrong kernel size",
+    "padding",
+    "stride",
+    "wrong number of features",
+    "bias missing",
+    "dropout added",
+    "momentum of batch norm",
+    "epsilon of batch norm",
+    "batch norm without gamma and beta",
+    "batch norm without running statistics",
+)
+
+
+class Lenet:
+    """The exercise: `judge(attempt)` takes a function that returns an nn.Module."""
+
+    name = "lenet_with_bn"
+    lesson = 5
+    signature = "lenet_with_bn() -> nn.Module for images (B, 1, 28, 28)"
+    asks = "Return the network of the lesson's table, with a batch norm between each layer and its sigmoid."
+    mistakes = MISTAKES
+
+    def judge(self, attempt):
+        """Return the Verdict on a function that makes the network."""
+        if attempt is None or attempt is ... or is_stub(attempt):
+            return unanswered(self)
+        if isinstance(attempt, nn.Module) or not callable(attempt):
+            cause = f"it is {describe(attempt)}; give the function itself: check('lenet_with_bn', lenet_with_bn)"
+            return refused(self, [Mistake("not a function", cause)])
+        try:
+            mistakes, evidence = self.examine(Guard(), attempt)
+        except Unanswered:
+            return unanswered(self)
+        if mistakes:
+            return refused(self, mistakes, **evidence)
+        return Verdict(
+            self.name, True, "Every layer of the table is there, in its place, and both modes give the table's output."
+        )
+
+    def examine(self, guard, attempt):
+        """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
+        model, trouble = guard.call(attempt)
+        if holds_dots(model) or (trouble and trouble.kind == "unanswered"):
+            raise Unanswered
+        if trouble:
+            return [Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble))], {}
+        if not isinstance(model, nn.Module):
+            cause = f"lenet_with_bn() returns {describe(model)}; expected an nn.Module"
+            return [Mistake(NOTHING if model is None else TYPE, cause)], {}
+        calls, y, trouble = traced(guard, model.train())
+        evidence = dict(
+            example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(listing(calls),), shown="layers"
+        )
+        found = structure(calls)
+        if trouble:
+            if trouble.kind == "unanswered":
+                raise Unanswered
+            last = f"; the last layer reached is {calls[-1][0]}" if calls else ""
+            return [
+                *found,
+                Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + last),
+            ], evidence
+        if not isinstance(y, torch.Tensor) or y.shape != (4, 10):
+            cause = f"the network returns {describe(y)}; expected (4, 10) for four images"
+            return [
+                *found,
+                Mistake("returns the wrong shape" if isinstance(y, torch.Tensor) else TYPE, cause),
+            ], evidence
+        layers, norms = sorted_out(calls)
+        sizes = [(m.weight.shape[1], m.weight.shape[0]) for m in layers]
+        if sizes == list(LAYERS.values()) and not any(m.name in GEOMETRY for m in found):
+            found += behaviour(guard, model, layers, norms, found)
+        return found, evidence if found else {}
+
+
+GEOMETRY = {
+    "padding",
+    "stride",
+    "wrong kernel size",
+    "dropout added",
+    "batch norm after the last layer",
+    "two batch norms in a row",
+    "another normalization",
+}
+
+
+def traced(guard, model):
+    """Return the (module, input, output) of each innermost module called on four images, the output, and trouble."""
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, out: calls.append((module, args[0], out)))
+        for module in model.modules()
+        if not list(module.children())
+    ]
+    x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y, trouble = guard.call(lambda: model(x.clone()))
+    for hook in hooks:
+        hook.remove()
+    return [(m, i.detach().clone(), o.detach()) for m, i, o in calls if isinstance(i, torch.Tensor)], y, trouble
+
+
+def listing(calls):
+    """Return the layers that were called as text, in the words of the table."""
+    lines = []
+    for module, _, out in calls:
+        words = type(module).__name__
+        if isinstance(module, nn.Conv2d):
+            words += f" {module.in_channels}→{module.out_channels}, k={module.kernel_size[0]}"
+        if isinstance(module, nn.Linear):
+            words += f" {module.in_features}→{module.out_features}"
+        lines.append(f"{words:<20}({', '.join(['B', *map(str, out.shape[1:])])})")
+    return "\n".join(lines)
+
+
+def is_norm(module):
+    """Return whether a module normalises: torch's, this library's, or one of the reader's own."""
+    roles = {role_of(part) for part in parts(module).values()}
+    return "Norm" in type(module).__name__ or {"running mean", "running variance"} <= roles
+
+
+def sorted_out(calls):
+    """Return the convolutions and linear layers in order, and for each the norms that follow it."""
+    layers, norms = [], []
+    for module, _, _ in calls:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            layers.append(module)
+            norms.append([])
+        elif is_norm(module) and norms:
+            norms[-1].append(module)
+    return layers, norms
+
+
+def structure(calls):
+    """Return the mistakes that the layers themselves show: which are there, of which size, how set."""
+    layers, norms = sorted_out(calls)
+    found = []
+
+    def note(name, cause):
+        if name not in {mistake.name for mistake in found}:
+            found.append(Mistake(name, cause))
+
+    kinds = [isinstance(layer, nn.Conv2d) for layer in layers]
+    if kinds != [True, True, False, False, False][: len(kinds)] or len(kinds) > 5:
+        note(
+            "wrong number of layers",
+            f"{sum(kinds)} convolutions and {len(kinds) - sum(kinds)} linear layers; the table has 2 and 3, in this order",
+        )
+        return found
+    used = [norm for some in norms for norm in some]
+    if len(set(map(id, used))) < len(used):
+        note(
+            "one batch norm used twice",
+            "the same batch norm layer is called in two places, so two layers share γ, β and running statistics; make one for each",
+        )
+    for name, (before, after), layer, follow in zip(LAYERS, LAYERS.values(), layers, norms, strict=False):
+        if isinstance(layer, nn.Conv2d):
+            if layer.kernel_size != (5, 5):
+                note("wrong kernel size", f"{name} has a kernel of {layer.kernel_size}; the table has 5×5")
+            if layer.padding not in ((0, 0), "valid", 0):
+                note("padding", f"{name} pads with {layer.padding}; the table has no padding, 28 → 24 → 12 → 8 → 4")
+            if layer.stride != (1, 1):
+                note("stride", f"{name} has a stride of {layer.stride}; the table has 1")
+            if (layer.in_channels, layer.out_channels) != (before, after):
+                note(
+                    "wrong number of channels",
+                    f"{name} is {layer.in_channels}→{layer.out_channels}; the table has {before}→{after}",
+                )
+        elif (layer.in_features, layer.out_features) != (before, after):
+            note(
+                "wrong number of features",
+                f"{name} is {layer.in_features}→{layer.out_features}; the table has {before}→{after}",
+            )
+        last = name == "the last linear layer"
+        if layer.bias is None and (last or not follow):
+            note("bias missing", f"{name} has no bias, and no batch norm's β stands in for it")
+        if last and follow:
+            note(
+                "batch norm after the last layer",
+                "the last linear layer is followed by a batch norm; the table ends with the linear layer",
+            )
+        elif len(follow) > 1:
+            note("two batch norms in a row", f"{name} is followed by {len(follow)} batch norms; the table has one")
+    bare = [name for name, follow in zip(LAYERS, norms, strict=False) if not follow][: 4 if len(norms) == 5 else None]
+    bare = (
+        [name for name in bare if name != "the last linear layer" and name != list(LAYERS)[len(norms) - 1]]
+        if len(norms) < 5
+        else bare
+    )
+    bare = [name for name in bare if name != "the last linear layer"]
+    if bare:
+        note(
+            "batch norm missing", f"no batch norm follows {', '.join(bare)}; the table has one after each but the last"
+        )
+    for norm in used:
+        settings_of(norm, note)
+    for module, _, _ in calls:
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p:
+            note("dropout added", f"there is a dropout of {module.p:g}; the table has none")
+    return found
+
+
+def settings_of(norm, note):
+    if isinstance(norm, (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)):
+        note("another normalization", f"there is a {type(norm).__name__}; the table has batch norm")
+        return
+    if getattr(norm, "momentum", 0.1) != 0.1:
+        note(
+            "momentum of batch norm",
+            f"a batch norm has momentum {norm.momentum}; the table's have 0.1, PyTorch's default",
+        )
+    if isinstance(getattr(norm, "eps", None), float) and norm.eps != 1e-5:
+        note("epsilon of batch norm", f"a batch norm has ε = {norm.eps:g}; the table's have 1e-5, PyTorch's default")
+    roles = {role_of(part) for part in parts(norm).values()}
+    if not {"gamma", "beta"} & roles:
+        note(
+            "batch norm without gamma and beta",
+            "a batch norm has no γ and β; the table's have (affine=True, PyTorch's default)",
+        )
+    if not {"running mean", "running variance"} & roles:
+        note(
+            "batch norm without running statistics",
+            "a batch norm keeps no running statistics; the table's do (track_running_stats=True)",
+        )
+
+
+def behaviour(guard, model, layers, norms, found):
+    """Return the mistakes in what lies between the layers, after giving them known weights."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tensor, scale, shift=0.0):
+        return torch.randn(tensor.shape, generator=generator) * scale + shift
+
+    held = []
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(noise(layer.weight, 2.0 / layer.weight[0].numel() ** 0.5))
+            if layer.bias is not None:
+                layer.bias.copy_(noise(layer.bias, 0.3))
+        for follow in norms[:4]:
+            values = None
+            for norm in follow:
+                names = {role_of(part): part for part in parts(norm).values()}  # by name, or as it starts
+                values = dict(weight=None, bias=None, running_mean=None, running_var=None)
+                for key, role, scale, shift in (
+                    ("weight", "gamma", 0.8, 0.5),
+                    ("bias", "beta", 0.5, 0.0),
+                    ("running_mean", "running mean", 0.3, 0.0),
+                    ("running_var", "running variance", 0.1, 1.0),
+                ):
+                    if role in names:
+                        tensor = names[role].tensor
+                        tensor.copy_(noise(tensor, scale, shift))
+                        values[key] = tensor.detach().clone().flatten()
+            held.append(values)
+    weights = [(layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers]
+    seen = {}
+    for training in (False, True):  # training last: it moves the running statistics
+        calls, y, trouble = traced(guard, model.train(training))
+        if trouble:
+            return [Mistake(RAISES, located(trouble) + ("" if training else ", in eval()"))]
+        seen[training] = calls, y.detach()
+
+    def run(training, **knobs):
+        copies = [
+            values and {key: value if value is None else value.clone() for key, value in values.items()}
+            for values in held
+        ]
+        always = not training and any(values and values["running_mean"] is None for values in held)
+        return copies, *forward(seen[training][0][0][1], weights, copies, training or always, **knobs)
+
+    def gives(training, **knobs):
+        with torch.no_grad():
+            return torch.allclose(run(training, **knobs)[2], seen[training][1], 1e-3, 1e-4)
+
+    for mistakes in ((), *((m,) for m in MISTAKES), *combinations(MISTAKES, 2)):
+        knobs = together(mistakes)
+        clash = len(mistakes) == 2 and mistakes[0].knobs.keys() & mistakes[1].knobs.keys()
+        if not clash and gives(True, **knobs):
+            if gives(False, **knobs):
+                return [*mistakes, *([] if kept(norms, run(True, **knobs)[0]) else [NOT_KEPT])]
+            return [
+                *mistakes,
+                Mistake(
+                    "wrong in evaluation",
+                    "in train() the output is right, in eval() it is not: does a batch norm use its running statistics there?",
+                ),
+            ]
+    with torch.no_grad():
+        _, inputs, _ = run(True)
+    received = [i for m, i, _ in seen[True][0] if isinstance(m, (nn.Conv2d, nn.Linear))]
+    agree = [a.shape == b.shape and torch.allclose(a, b, 1e-3, 1e-4) for a, b in zip(inputs, received, strict=True)]
+    place = (
+        "between the last linear layer and the output"
+        if all(agree)
+        else f"what enters {list(LAYERS)[agree.index(False)]} is not what the table's layers give"
+    )
+    return [
+        Mistake(
+            UNKNOWN,
+            f"the layers with weights are right; {place}: look at the batch norm, activation and pooling before it",
+        )
+    ]
+
+
+NOT_KEPT = Mistake(
+    "running statistics of a batch norm",
+    "after a training batch, a batch norm's running statistics are not what torch.nn's would be: try that layer in check('layer', ...)",
+    4,
+)
+
+
+def kept(norms, expected):
+    """Return whether the running statistics of each norm have moved to the expected values."""
+    for (norm, *_), values in zip([follow for follow in norms[:4] if follow], filter(None, expected), strict=True):
+        tensors = {role_of(part): part.tensor for part in parts(norm).values()}
+        for key, role in (("running_mean", "running mean"), ("running_var", "running variance")):
+            if role in tensors and not torch.allclose(tensors[role].flatten(), values[key], 1e-3, 1e-4):
+                return False
+    return True
+
+
+LENET = Lenet()

@@ -1,0 +1,118 @@
+"""What `check` answers: in words for a terminal, side by side for a notebook."""
+
+from dataclasses import dataclass
+from html import escape
+from itertools import zip_longest
+
+import torch
+
+LESSONS = {
+    1: "01_class_grades",
+    2: "02_batchnorm1d",
+    3: "03_batchnorm2d_loops",
+    4: "04_batchnorm2d_vectorized",
+    5: "05_lenet_gpu",
+}
+GREEN, VERMILION, GREY = "#009E73", "#D55E00", "#666666"  # as in plots.py, which would load matplotlib
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer to an attempt.
+
+    ok         whether the attempt is right
+    diagnosis  plain text: what is wrong, in the field's words, then what to look at
+    mistakes   the names of the mistakes that explain the attempt
+    answered   False for a stub that still holds its `...`
+    lesson     the number of the lesson that explains it
+    example    (name, value) pairs: a small input on which it shows; with it
+    expected, received, shown  tuples of tensors, and what they are
+    """
+
+    exercise: str
+    ok: bool
+    diagnosis: str
+    mistakes: tuple[str, ...] = ()
+    answered: bool = True
+    lesson: int = 0
+    example: tuple = ()
+    expected: tuple = ()
+    received: tuple = ()
+    shown: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one line."""
+        if not self.answered:
+            return f"… {self.exercise}: not answered yet"
+        if self.ok:
+            return f"✓ {self.exercise}: right"
+        return f"✗ {self.exercise}: {' and '.join(self.mistakes)}"
+
+    @property
+    def difference(self) -> float | None:
+        """The largest difference between expected and received, None where there is none to take."""
+        pairs = list(zip_longest(self.expected, self.received))
+        comparable = all(
+            isinstance(e, torch.Tensor) and isinstance(r, torch.Tensor) and e.shape == r.shape for e, r in pairs
+        )
+        if not pairs or not comparable or not all(e.numel() for e in self.expected):
+            return None
+        return max((e.double() - r.double()).abs().max().item() for e, r in pairs)
+
+    def _columns(self):
+        """Return (heading, text) of input, expected and received."""
+        if not self.example:
+            return []
+        given = "\n".join(f"{name} = {numbers(value, len(name) + 3)}" for name, value in self.example)
+        answers = (("expected", self.expected), ("received", self.received))
+        return [("input", given)] + [
+            (f"{word} {self.shown}", "\n".join(map(numbers, values))) for word, values in answers
+        ]
+
+    def _closing(self):
+        """Return the lines below the numbers."""
+        gap = self.difference
+        lines = [] if not gap else [f"largest difference: {'not a number' if gap != gap else format(gap, '.3g')}"]
+        return lines + ([f"See lesson {self.lesson:02d} ({LESSONS[self.lesson]})."] if self.lesson else [])
+
+    def __repr__(self):
+        columns = [[head, *text.split("\n")] for head, text in self._columns()]
+        widths = [max(map(len, column)) for column in columns]
+        table = [
+            "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in zip_longest(*columns, fillvalue="")
+        ]
+        return "\n".join([self.headline, self.diagnosis, *table, *self._closing()])
+
+    def _repr_html_(self):
+        colour = VERMILION if self.answered else GREY
+        box = f"border-left: 4px solid {GREEN if self.ok else colour}; padding: 0.2em 0.9em; max-width: 60em"
+        line = '<p style="margin: 0.2em 0">{}</p>'
+        html = [f'<div role="status" style="{box}">', line.format(f"<b>{escape(self.headline)}</b>")]
+        html += [line.format(escape(text)) for text in self.diagnosis.split("\n")]
+        if columns := self._columns():
+            style = 'style="text-align: left; vertical-align: top; padding: 0.2em 0.9em"'
+            heads = "".join(f'<th scope="col" {style}>{escape(head)}</th>' for head, _ in columns)
+            cells = "".join(f'<td {style}><pre style="margin: 0">{escape(text)}</pre></td>' for _, text in columns)
+            html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
+        html += [line.format(escape(text)) for text in self._closing()]
+        return "\n".join([*html, "</div>"]).replace(*self._link())
+
+    def _link(self):
+        page = LESSONS.get(self.lesson, "")
+        return f"({page})", f'(<a href="{page}.ipynb">{page}</a>)'
+
+
+def numbers(value, indent=0):
+    """Return a value as text free of rounding noise: four significant digits, one line for each row, image or channel."""
+    if not isinstance(value, torch.Tensor):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value.numel() > 40:
+        return f"shape {tuple(value.shape)}"
+    rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.reshape(1, -1)
+    texts = [" ".join(f"{number:.4g}" for number in row) for row in (rows + 0.0).tolist()]
+    if value.dim() > 2:  # one line for each index of the leading axes
+        leading = torch.cartesian_prod(*[torch.arange(size) for size in value.shape[:-1]]).tolist()
+        texts = [f"[{','.join(map(str, index))}] {text}" for index, text in zip(leading, texts, strict=True)]
+    return ("\n" + " " * indent).join(texts)
