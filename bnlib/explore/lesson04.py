@@ -64,7 +64,7 @@ class TrainEvalGap(Explorer):
     """
 
     name = "train_eval_gap"
-    size = (7.6, 3.9)
+    size = (6.8, 3.9)
 
     def __init__(self):
         self._seed = 0
@@ -95,9 +95,9 @@ class TrainEvalGap(Explorer):
     def still(self, figure):
         """Draw the axes: what becomes of a pixel, and the gap as batches go by."""
         left, right = figure.subplots(1, 2)
-        figure.subplots_adjust(left=0.055, right=0.975, top=0.9, bottom=0.14, wspace=0.27)
+        figure.subplots_adjust(left=0.06, right=0.97, top=0.9, bottom=0.155, wspace=0.3)
         left.set(xlim=(-4, 10), ylim=(-4, 9), xlabel="pixel x of the next batch")
-        left.set_title("The same pixel, two outputs")
+        left.set_title("One pixel, two outputs")
         left.axhline(0, color="#cccccc", linewidth=1, zorder=0)
         self._bars = self.moves(left.add_collection(LineCollection([], colors=GREY, linewidths=1.5, label="gap")))
         self._outputs = [
@@ -132,7 +132,7 @@ class TrainEvalGap(Explorer):
         self._gaps.set_data(range(BATCHES + 1), result.gap)
         self._typical.set_data([BATCHES // 2, BATCHES], [typical, typical])
         self._here.set_data([seen], [result.gap[seen]])
-        self._median.set_text(f"median of the last {BATCHES // 2}: {typical:.3f}")
+        self._median.set_text(f"median: {typical:.3f}")
         rule = "cumulative average" if average == "cumulative" else f"momentum {momentum:.2f}"
         mean, variance, running_mean, running_var = (
             values[seen].item() for values in (result.mean, result.variance, result.running_mean, result.running_var)
