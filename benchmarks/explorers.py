@@ -46,12 +46,12 @@ def draw(size):
     plt.show()
 widgets.interact(draw, size=widgets.IntSlider(8, 1, 64));
 """
-# milliseconds from the key press to the first change of the text, or to a new picture loaded; null if none comes
+# milliseconds from the key press to the frame that shows a changed text, or a new picture loaded; null if none comes
 WATCH = """([root, picture]) => {
     window.took = new Promise(resolve => {
         let pressed;
         const done = () => { observer.disconnect(); root.removeEventListener('load', done, true);
-                             resolve(performance.now() - pressed); };
+                             requestAnimationFrame(() => resolve(performance.now() - pressed)); };
         const observer = new MutationObserver(done);
         document.addEventListener('keydown', () => {
             pressed = performance.now();

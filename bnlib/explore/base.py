@@ -4,6 +4,7 @@ The figure is drawn once, off screen. After that a change costs: compute, move t
 stored background, encode. A full draw by matplotlib (25 ms and more) happens again only when axes have to move.
 """
 
+import base64
 import functools
 import html
 import struct
@@ -95,7 +96,7 @@ class Explorer(widgets.VBox):
         with mpl.rc_context(STYLE):
             self.still(self.figure)
         self._picture = widgets.Image(
-            format="png",
+            format="url",  # a data URL is shown in half the time that a PNG takes through the browser's blob store
             layout=widgets.Layout(width=self._width, max_width="100%", height="auto", margin="4px 0"),
         )
         self._words = widgets.HTML(layout=widgets.Layout(max_width=self._width))
@@ -161,7 +162,7 @@ class Explorer(widgets.VBox):
                 self.caption = f"This cannot be shown: {error}"
                 failed = True
             self._draw(failed)
-            self._picture.value = self.png()
+            self._picture.value = b"data:image/png;base64," + base64.b64encode(self.png())
             # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them
             self._words.value = CAPTION.format(html.escape(self.caption))
 
@@ -202,7 +203,7 @@ class Explorer(widgets.VBox):
 
     def _repr_mimebundle_(self, **kwargs):
         bundle = super()._repr_mimebundle_(**kwargs)
-        still, metadata = png_with_words(self._picture.value, self.caption)
+        still, metadata = png_with_words(self.png(), self.caption)
         return {**still, **bundle, "text/plain": repr(self)}, metadata
 
 

@@ -111,8 +111,8 @@ class GammaBeta(Explorer):
         out = int(((result.after < RULER[0]) | (result.after > RULER[1])).sum())
         return (
             f"{self._subjects[subject].capitalize()}, {len(gap)} students: mean μ = {result.grades.mean():.2f} and "
-            f"spread (standard deviation) σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have mean 0 and "
-            f"spread {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
+            f"spread (standard deviation) σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have "
+            f"mean 0 and spread {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
             f"{result.after.mean():.2f} and the spread {spreads[2]:.2f}"
             + (": the order is turned round." if gamma < 0 < spreads[2] else ".")
             + (
@@ -166,7 +166,7 @@ class ClassSize(Explorer):
     def __init__(self, grades=None):
         self._grades, self._subjects = checked(school(1000) if grades is None else grades)
         self._seed = 0
-        self._shown = None
+        self._drawn = None, None
         again = button("Draw again", self._draw_again, icon="refresh", tooltip=f"Draw {CLASSES} other classes")
         size = slider("Class size N (students)", 8, 1, LARGEST, tooltip="How many students share one mean")
         super().__init__({"subject": subject_buttons(self._subjects), "students": size}, [again])
@@ -211,12 +211,13 @@ class ClassSize(Explorer):
 
     def show(self, students, subject):
         """Move the dots to classes of `students`."""
-        school = draw_classes(self._grades[:, subject], self._seed)
-        if school.sd == 0:
-            raise ValueError(f"all grades in {self._subjects[subject]} are {school.mean:g}, so no class can stray")
-        if subject != self._shown:
+        if (subject, self._seed) != self._drawn[:2]:
+            school = draw_classes(self._grades[:, subject], self._seed)
+            if school.sd == 0:
+                raise ValueError(f"all grades in {self._subjects[subject]} are {school.mean:g}, so no class can stray")
             self._scale(school)
-            self._shown = subject
+            self._drawn = subject, self._seed, school
+        school = self._drawn[2]
         column = students - 1
         powers = [2**k - 1 for k in range(LARGEST.bit_length())]  # columns of 1, 2, 4 … students
         for i, (centre, law, values, error) in enumerate(
