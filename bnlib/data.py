@@ -108,8 +108,8 @@ def where(name="auto", root=None) -> Source:
     offline = os.environ.get("BNLIB_OFFLINE", "0") not in ("", "0")
     if offline and name == "auto" and root is None:
         return Source("digits", None, "because BNLIB_OFFLINE is set")
-    user, given = (os.environ.get("BNLIB_DATA"), "BNLIB_DATA") if root is None else (root, "root=")
-    if user:
+    user, given = (os.environ.get("BNLIB_DATA") or None, "BNLIB_DATA") if root is None else (root, "root=")
+    if user is not None:
         top = Path(user).expanduser()
         folders = (top, top / "fashion-mnist", top / "FashionMNIST" / "raw")
         lacking = {folder: [file for file in FILES if not os.path.isfile(folder / file)] for folder in folders}
@@ -149,9 +149,10 @@ def load_images(name="auto", root=None) -> Images:
         cache = Cache()
         try:
             images = fashion_mnist(cache.read)
-            source = source._replace(why=cache.story())
+            source = source._replace(why=f"{'downloaded to' if cache.fetched else 'from'} the cache{cache.damage()}")
         except OSError as error:
-            why = f"Fashion-MNIST could not be had ({error.strerror or error})"  # strerror names no path
+            reason = f"cache: {error.strerror}" if error.strerror else error  # without the path that str(error) names
+            why = f"Fashion-MNIST could not be had ({reason}){cache.damage()}"
             if name == "fashion-mnist":
                 raise OSError(
                     f"{why}; expected it in the cache or from a mirror: connect to the network, "
@@ -238,7 +239,7 @@ class Cache:
     def __init__(self):
         self.folder = cache_folder()
         self.mirrors = deque(MIRRORS)  # the one that served last comes first
-        self.damaged, self.fetched = [], []
+        self.damaged, self.fetched = [], False
 
     def read(self, file) -> bytes:
         """Return the bytes of the official `file`; OSError if they cannot be had, or not be kept."""
@@ -257,7 +258,7 @@ class Cache:
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
-        self.fetched.append(file)
+        self.fetched = True
         return content
 
     def download(self, file) -> bytes:
@@ -274,12 +275,9 @@ class Cache:
             self.mirrors.rotate(-1)
         raise ConnectionError("; ".join(failures))
 
-    def story(self) -> str:
-        """Return, in words, where the files came from."""
-        words = "downloaded to the cache" if len(self.fetched) == len(FILES) else "from the cache"
-        if self.damaged:
-            words += f", where {', '.join(self.damaged)} was damaged, deleted and fetched again"
-        return words
+    def damage(self) -> str:
+        """Return what there is to add about damaged files, in words."""
+        return f"; damaged in the cache, so deleted: {', '.join(self.damaged)}" if self.damaged else ""
 
 
 def fetch(url, size) -> bytes:
@@ -288,19 +286,19 @@ def fetch(url, size) -> bytes:
     A time-out on the socket starts anew with every byte, and none covers the look-up of the name. So a thread reads
     into memory while this one watches the pace. Abandoned, it does no harm: it holds no file, its next write ends it.
     """
-    import pooch
     import requests
     from tqdm.auto import tqdm
 
-    # No redirect is followed, for it might leave TLS. "identity": the .gz itself is wanted, not its content.
-    download = pooch.HTTPDownloader(
-        chunk_size=2**14, timeout=PATIENCE, allow_redirects=False, headers={"Accept-Encoding": "identity"}
-    )
     buffer, result = io.BytesIO(), Future()
 
     def read():
+        identity = {"Accept-Encoding": "identity"}  # the .gz itself is wanted, not its content
         try:
-            download(url, buffer, None)
+            # A redirect, which might leave TLS, is not followed.
+            with requests.get(url, stream=True, timeout=PATIENCE, allow_redirects=False, headers=identity) as response:
+                response.raise_for_status()
+                for chunk in response.iter_content(2**14):
+                    buffer.write(chunk)
             result.set_result(buffer.getvalue())
         except Exception as error:  # requests, urllib3, ssl, http.client and sockets have no base in common
             result.set_exception(error)

@@ -48,7 +48,7 @@ def plant(folder, monkeypatch, **changes):
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch, tmp_path):
     for name in ("BNLIB_DATA", "BNLIB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # which counts as not set
     monkeypatch.setenv("BNLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(data, "MIRRORS", ())  # no test of this file goes to the network
 
@@ -91,6 +91,7 @@ def test_the_digits_are_all_there_and_split_the_same_way_every_time(capsys):
     assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as scikit-learn documents them
     assert images.train_labels[:10].tolist() == [6, 5, 5, 7, 9, 9, 8, 4, 6, 8]
     assert torch.equal(images.test_images, load_images("digits").test_images)
+    assert images.test_images.unique().numel() > 17  # resized smoothly: values between the 17 greys of the 8 × 8 images
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the official Fashion-MNIST files do not lie beside the project")
@@ -176,6 +177,8 @@ def test_a_users_folder_that_is_not_right_is_an_error_and_stays_as_it_is(
 
 def test_the_error_for_a_folder_names_the_variable_that_gave_it(monkeypatch, tmp_path):
     monkeypatch.setenv("BNLIB_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="root= names '', but t10k-labels"):
+        load_images(root="")
     with pytest.raises(FileNotFoundError, match=r"BNLIB_DATA names '.*nowhere', but t10k-labels"):
         load_images()
 
