@@ -36,6 +36,8 @@ def batch_norm(
     NotImplementedError (not a floating dtype).
     """
     check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if input.dim() < 2:  # nothing in it, else it would have been refused
+        return input.clone()
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     dims = [d for d in range(x.dim()) if d != 1]  # every axis but the channels
     per_channel = (1, -1) + (1,) * (x.dim() - 2)  # (C,) seen as (1, C, 1, ...)
