@@ -372,7 +372,8 @@ def test_two_processes_that_download_at_once_both_get_the_data(server, cache):
     facts = json.dumps({name: list(file) for name, file in data.FILES.items()})
     code = (
         "import json, sys; from bnlib import data; facts, mirror = sys.argv[1:];"
-        "data.FILES = {name: data.File(*file) for name, file in json.loads(facts).items()}; data.MIRRORS, data.PATIENCE = [mirror], 60;"
+        "data.FILES = {name: data.File(*file) for name, file in json.loads(facts).items()};"
+        "data.MIRRORS, data.PATIENCE = [mirror], 60;"
         "print(data.load_images().train_images.sum().item())"
     )
     mirror = f"http://127.0.0.1:{server.server_port}/together/"  # answers when both have asked for the same file
