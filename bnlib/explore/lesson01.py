@@ -129,6 +129,7 @@ class GammaBeta(Explorer):
 class Classes:
     """Many classes drawn from one school, at every size: row d, column n - 1 is the first n students of class d."""
 
+    grades: Tensor  # (CLASSES, LARGEST)
     mean: float  # of the school
     sd: float  # of the school, root of the biased variance (÷ students), as all here
     means: Tensor  # (CLASSES, LARGEST): a class's mean
@@ -144,11 +145,12 @@ def draw_classes(school, seed):
     mean, sd = school.mean(), school.std(correction=0)
     n = torch.arange(1, LARGEST + 1)
     # counted from the school's mean, so that the difference of squares below loses no digits
-    picked = school[torch.randint(len(school), (CLASSES, LARGEST), generator=generator)] - mean
-    means = picked.cumsum(1) / n
-    sds = (picked.square().cumsum(1) / n - means.square()).clamp(min=0).sqrt()
+    grades = school[torch.randint(len(school), (CLASSES, LARGEST), generator=generator)]
+    off = grades - mean
+    means = off.cumsum(1) / n
+    sds = (off.square().cumsum(1) / n - means.square()).clamp(min=0).sqrt()
     mean_error, sd_error = means.square().mean(0).sqrt(), (sds - sd).square().mean(0).sqrt()
-    return Classes(mean.item(), sd.item(), means + mean, sds, mean_error, sd_error)
+    return Classes(grades, mean.item(), sd.item(), means + mean, sds, mean_error, sd_error)
 
 
 class ClassSize(Explorer):

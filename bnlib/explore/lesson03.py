@@ -198,8 +198,9 @@ class Loops(Explorer):
 
 @dataclass
 class Stream:
-    """A stream of batches and what a layer remembers of it; every tensor is (BATCHES,)."""
+    """A stream of batches and what a layer remembers of it; tensors are (BATCHES,) where nothing else is said."""
 
+    batches: Tensor  # (BATCHES, size)
     means: Tensor  # of each batch
     variances: Tensor  # of each batch, biased or unbiased; nan where it does not exist
     running_mean: Tensor  # after each batch
@@ -218,7 +219,7 @@ def stream(population, size, momentum, unbiased, seed):
     means = picked.mean(1)
     squares = (picked - means[:, None]).square().sum(1)
     variances = squares / (size - unbiased) if size > unbiased else torch.full_like(means, torch.nan)
-    return Stream(means, variances, follow(means, 0.0, momentum), follow(variances, 1.0, momentum))
+    return Stream(picked, means, variances, follow(means, 0.0, momentum), follow(variances, 1.0, momentum))
 
 
 def follow(values, start, momentum):

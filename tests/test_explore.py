@@ -1,0 +1,305 @@
+import base64
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from ipywidgets import FloatSlider, IntSlider, SelectionSlider
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+
+import bnlib
+from bnlib import explore
+from bnlib.data import school
+from bnlib.explore.base import Explorer, slider
+from bnlib.explore.lesson01 import LARGEST, draw_classes, normalise
+from bnlib.explore.lesson02 import share
+from bnlib.explore.lesson03 import BATCHES, EPS, stream, walk
+
+EXPLORERS = {
+    "gamma_beta": explore.gamma_beta,
+    "class_size": explore.class_size,
+    "who_shares_a_mean": explore.who_shares_a_mean,
+    "norms": lambda: explore.who_shares_a_mean("norms"),
+    "loops": explore.loops,
+    "running_statistics": explore.running_statistics,
+}
+every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+
+
+def pixels(explorer):
+    return np.asarray(Image.open(io.BytesIO(explorer.png())))
+
+
+@pytest.mark.parametrize("gamma", [1.0, -3.0, 0.0])
+@pytest.mark.parametrize("eps", [1e-5, 10.0])
+def test_grades_are_scaled_and_shifted_as_torch_does(gamma, eps):
+    grades = school(30).double()
+    expected = functional.batch_norm(
+        grades, None, None, torch.full((3,), gamma).double(), torch.full((3,), 7.0).double(), True, 0.1, eps
+    )
+    for c in range(3):
+        torch.testing.assert_close(normalise(grades[:, c], gamma, 7.0, eps).after, expected[:, c])
+
+
+def test_giving_the_grades_back_gives_every_subject_back():
+    explorer = explore.gamma_beta()
+    for subject in range(4):
+        explorer.set(subject=subject)
+        explorer._give_back()
+        values = explorer.values()
+        after = normalise(explorer._grades[:, subject], values["gamma"], values["beta"], values["eps"]).after
+        torch.testing.assert_close(after, explorer._grades[:, subject].double(), atol=1e-5, rtol=0)
+        assert "These are the grades that came in" in explorer.caption
+
+
+def test_classes_have_the_mean_and_the_spread_that_torch_computes():
+    drawn = draw_classes(school(500)[:, 1], seed=3)
+    for n in (1, 2, 31, LARGEST):
+        some = drawn.grades[:, :n]
+        torch.testing.assert_close(drawn.means[:, n - 1], some.mean(1))
+        torch.testing.assert_close(drawn.sds[:, n - 1], some.std(1, correction=0), atol=1e-6, rtol=1e-6)
+
+
+def test_the_mean_of_a_class_strays_by_sigma_over_root_n():
+    drawn = draw_classes(school(1000)[:, 0], seed=0)
+    law = drawn.sd / torch.arange(1, LARGEST + 1) ** 0.5
+    assert ((drawn.mean_error / law - 1).abs() < 0.2).all(), drawn.mean_error / law
+
+
+@pytest.mark.parametrize(
+    ("reading", "shape", "layer"),
+    [
+        ("2D", (3, 4), nn.BatchNorm1d(4)),
+        ("3D", (2, 3, 4), nn.BatchNorm1d(3)),
+        ("mistaken", (2, 3, 3), nn.BatchNorm1d(3)),
+        ("batch", (3, 4, 2, 2), nn.BatchNorm2d(4)),
+        ("layer", (3, 4, 2, 2), nn.LayerNorm([4, 2, 2])),
+        ("instance", (3, 4, 2, 2), nn.InstanceNorm2d(4)),
+        ("group", (3, 4, 2, 2), nn.GroupNorm(2, 4)),
+    ],
+)
+def test_numbers_that_share_a_mean_are_normalised_as_torch_does(reading, shape, layer):
+    result = share(shape, reading, groups=2)
+    torch.testing.assert_close(result.y, layer.double()(result.x).detach())
+    for group in result.group.unique():
+        one = result.x[result.group == group]
+        assert (result.mean[result.group == group] == one.mean()).all()
+        torch.testing.assert_close(result.variance[result.group == group][0], one.var(correction=0))
+
+
+def test_the_loops_end_at_what_torch_computes():
+    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    end = walk(x, 1, 48)
+    torch.testing.assert_close(end.means[-1], x[:, 1].mean())
+    torch.testing.assert_close(end.variances[-1], x[:, 1].var(correction=0))
+    expected = functional.batch_norm(x, None, None, training=True, eps=EPS)[:, 1]
+    torch.testing.assert_close(end.y, expected.flatten())
+
+
+def test_half_way_through_the_loops_half_is_known():
+    x = torch.arange(16.0).view(2, 2, 2, 2)
+    after = walk(x, 0, 8 + 3)
+    assert (len(after.means), len(after.variances), len(after.y), after.visited) == (8, 3, 0, 3)
+    torch.testing.assert_close(after.means[2], after.values[:3].mean())
+
+
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+def test_the_stream_leaves_the_running_statistics_that_torch_has(momentum):
+    result = stream(torch.randn(500), 6, momentum, unbiased=True, seed=1)
+    layer = nn.BatchNorm1d(1, momentum=momentum).double()
+    for k, batch in enumerate(result.batches):
+        layer(batch[:, None])
+        torch.testing.assert_close(result.running_mean[k], layer.running_mean[0])
+        torch.testing.assert_close(result.running_var[k], layer.running_var[0])
+    assert len(result.batches) == BATCHES == 200
+
+
+def test_the_biased_stream_aims_at_less():
+    population = torch.randn(5000)
+    biased, unbiased = (stream(population, 4, None, kind, seed=0).running_var[-1] for kind in (False, True))
+    torch.testing.assert_close(biased, 0.75 * unbiased)
+
+
+@every_explorer
+def test_every_control_moves_picture_and_caption_and_reset_brings_them_back(make):
+    explorer = make()
+    first = explorer.png(), explorer.caption
+    for name, control in explorer.controls.items():
+        if control.disabled:
+            continue
+        if isinstance(control, IntSlider | FloatSlider):
+            control.value += control.step if control.value < control.max else -control.step
+        elif isinstance(control, SelectionSlider):
+            control.index += 1
+        else:
+            control.value = next(value for _, value in control._options_full if value != control.value)
+        assert explorer.caption != first[1], name
+        assert explorer.png() != first[0], name
+        explorer.reset()
+        assert (explorer.png(), explorer.caption) == first, name
+
+
+@every_explorer
+def test_what_moves_is_drawn_as_if_all_were_drawn_anew(make):
+    explorer = make()
+    explorer.set(**{name: getattr(c, "max", c.value) for name, c in explorer.controls.items() if hasattr(c, "max")})
+    before = pixels(explorer)
+    explorer.axes_moved()
+    explorer.refresh()
+    assert (pixels(explorer) == before).all()
+
+
+@every_explorer
+def test_a_page_without_widgets_gets_the_picture_and_its_words(make):
+    explorer = make()
+    data, metadata = explorer._repr_mimebundle_()
+    assert base64.b64decode(data["image/png"]) == explorer.png()
+    assert metadata["image/png"]["alt"] == explorer.caption
+    assert data["text/plain"] == repr(explorer) == repr(make())
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "\n" not in repr(explorer)
+    assert len(repr(explorer)) < 80
+
+
+@every_explorer
+def test_the_caption_is_announced_and_every_control_explains_itself(make):
+    explorer = make()
+    assert 'role="status" aria-live="polite"' in explorer._words.value
+    for control in explorer.controls.values():
+        assert control.description
+        assert all(control.tooltips) if hasattr(control, "tooltips") else control.tooltip
+
+
+def test_a_thousand_updates_leave_memory_and_figures_where_they_were():
+    def resident():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * 4096
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("resident memory is read from /proc")
+    explorer = explore.class_size()
+
+    def move(times):
+        for k in range(times):
+            explorer.controls["students"].value = 1 + k % 100
+
+    move(100)
+    before = resident()
+    move(1000)
+    assert resident() - before < 5e6
+    if "matplotlib.pyplot" in sys.modules:
+        assert sys.modules["matplotlib.pyplot"].get_fignums() == []
+
+
+class Fussy(Explorer):
+    name = "fussy"
+
+    def __init__(self):
+        super().__init__({"n": slider("Number", 1, 1, 9, tooltip="Up to 3 will do")})
+
+    def still(self, figure):
+        self.bar = self.moves(figure.subplots().bar([0], [1])[0])
+
+    def show(self, n):
+        if n > 3:
+            raise ValueError(f"{n} is <too> much, 3 is the most")
+        self.bar.set_height(n / 9)
+        return f"n is {n}"
+
+
+def test_what_cannot_be_shown_stands_in_the_caption_and_the_explorer_goes_on():
+    explorer = Fussy()
+    first = explorer.png()
+    explorer.controls["n"].value = 4
+    assert explorer.caption == "This cannot be shown: 4 is <too> much, 3 is the most"
+    assert "&lt;too&gt;" in explorer._words.value
+    assert explorer.png() != first
+    explorer.controls["n"].value = 1
+    assert (explorer.caption, explorer.png()) == ("n is 1", first)
+
+
+def test_values_out_of_a_controls_range_become_its_ends():
+    explorer = explore.class_size()
+    explorer.set(students=10**6)
+    assert explorer.caption.startswith(f"200 classes of {LARGEST} ")
+    explorer.set(students=-1)
+    assert explorer.caption.startswith("200 classes of 1 ")
+
+
+def test_two_explorers_of_a_kind_move_apart():
+    one, other = explore.loops(), explore.loops()
+    before = other.png()
+    one.controls["step"].value = 20
+    assert other.png() == before != one.png()
+
+
+def test_a_batch_of_one_has_no_unbiased_variance_and_the_caption_says_so():
+    explorer = explore.running_statistics()
+    explorer.set(size=1)
+    assert "no unbiased variance" in explorer.caption
+    explorer.set(unbiased=False)
+    assert "biased variance of one value is 0" in explorer.caption
+    layouts = explore.who_shares_a_mean()
+    layouts.set(reading="2D", samples=1)
+    assert "BatchNorm1d refuses to train on it" in layouts.caption
+    classes = explore.class_size()
+    classes.set(students=1)
+    assert "does not exist" in classes.caption
+
+
+def test_the_mistaken_layout_is_accepted_only_where_l_is_c():
+    explorer = explore.who_shares_a_mean()
+    explorer.set(reading="mistaken", channels=3, length=3)
+    assert "accepts it without a word" in explorer.caption
+    explorer.set(length=2)
+    assert "BatchNorm1d(3) refuses it" in explorer.caption
+    with pytest.raises(RuntimeError):
+        nn.BatchNorm1d(3)(torch.randn(2, 2, 3))
+
+
+def test_channels_that_cannot_be_grouped_are_named():
+    explorer = explore.who_shares_a_mean("norms")
+    explorer.set(reading="group", channels=4, groups=3)
+    assert "4 channels cannot be divided into 3 groups" in explorer.caption
+    explorer.set(groups=4)
+    assert "instance norm" in explorer.caption
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (explore.gamma_beta, bnlib.GRADES * torch.tensor([1, float("nan"), 1])),
+        (explore.class_size, bnlib.GRADES / 0),
+        (explore.loops, torch.full((1, 1, 2, 2), float("nan"))),
+        (explore.running_statistics, torch.tensor([1.0, float("inf")])),
+    ],
+)
+def test_data_that_are_no_number_are_refused_with_their_count(make, data):
+    with pytest.raises(ValueError, match=f"{int((~data.isfinite()).sum())} .* no number"):
+        make(data)
+
+
+@pytest.mark.parametrize("make", [explore.gamma_beta, explore.class_size, explore.loops, explore.running_statistics])
+def test_data_of_another_shape_are_refused_with_the_shape_expected(make):
+    with pytest.raises(ValueError, match=r"expected .* got \(1, 1, 1\)"):
+        make(torch.ones(1, 1, 1))
+
+
+def test_a_school_where_all_have_the_same_grade_is_told_apart():
+    assert "no class can stray" in explore.class_size(torch.full((5, 1), 80.0)).caption
+    explorer = explore.gamma_beta()
+    explorer.set(subject=3)
+    assert "All have the same grade" in explorer.caption
+
+
+def test_play_goes_on_from_the_step_and_reset_stops_it():
+    explorer = explore.loops()
+    explorer._play.playing = True
+    explorer._speed.value = 8
+    assert explorer._play.interval == 125
+    explorer.reset()
+    assert not explorer._play.playing
+    assert explorer._play.interval == 250
