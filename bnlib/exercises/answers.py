@@ -23,7 +23,7 @@ def read(value, names, wanted, dtype):
     many = len(names) > 1
     if value is None:
         return (), (Mistake(NOTHING, f"the function ends without a value: end it with `return {', '.join(names)}`"),)
-    if many and isinstance(value, torch.Tensor) and value.dim() and len(value) == len(names):
+    if many and isinstance(value, torch.Tensor) and value.shape == (len(names), *wanted[0].shape):
         value = tuple(value)  # it unpacks like a pair
     sequence = isinstance(value, (tuple, list))
     if many and not (sequence and len(value) == len(names)):
@@ -33,7 +33,9 @@ def read(value, names, wanted, dtype):
     if not many and sequence and any(isinstance(part, torch.Tensor) and part.dim() for part in value):
         odd.append(Mistake(TYPE, f"it returns {describe(value)}; expected one tensor, {names[0]}"))
         tensors = [part for part in value if isinstance(part, torch.Tensor)]
-        value = next((part for part in tensors if part.shape == wanted[0].shape), tensors[0])
+        rows = len(tensors) == len(wanted[0]) and all(part.shape == wanted[0].shape[1:] for part in tensors)
+        fitting = next((part for part in tensors if part.shape == wanted[0].shape), tensors[0])
+        value = torch.stack(tensors) if rows else fitting
     outputs = []
     for name, part, target in zip(names, value if many else (value,), wanted, strict=True):
         if not isinstance(part, torch.Tensor):
@@ -51,7 +53,7 @@ def read(value, names, wanted, dtype):
                 "as in `torch.zeros_like(x)` or `.to(x.dtype)`"
             )
             odd.append(Mistake(DTYPE, cause))
-            part = part.to(dtype)
+            part = part if part.is_floating_point() else part.to(dtype)
         outputs.append(part)
     return tuple(outputs), tuple(odd)
 

@@ -6,30 +6,42 @@ mistakes comes for nothing: turn the knobs of both.
 """
 
 import time
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
 
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 
-from .answers import describe, read, reshaped, wrong_shape
+from .answers import SHAPE, TYPE, describe, read, reshaped, wrong_shape
 from .catalogue import Mistake
 from .guard import Guard, Trouble, holds_dots, is_stub
 from .verdict import Verdict
 
 DRAWS = 25  # inputs drawn once the fixed ones are all answered rightly
 SHRINKS = 40  # steps spent on making the first wrong one smaller
-SECONDS = 1.0  # for both: a slow attempt is judged on fewer inputs
+SECONDS = 2.0  # for both, at most: a slow attempt is judged on fewer inputs
 UNIT = torch.finfo(torch.float32).eps
 
 IN_PLACE, RAISES, ENDLESS = "input modified in place", "raises an error", "does not end"
 NO_GRADIENT, WRONG_GRADIENT, UNKNOWN = "no gradient", "wrong gradient", "unknown mistake"
 
 
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """One way to make a mistake: the knobs it turns."""
+
+    mistake: Mistake
+    knobs: dict
+
+
 @dataclass
 class Seen:
-    """What came of an attempt on a case: its results, or trouble; the arguments after the call; oddities of form."""
+    """What came of an attempt on a case: its results, or trouble; the arguments after the call; oddities of form.
+
+    values_only  gradients say nothing more, since something else that was found spoils them
+    coarse       how much more slack the numbers need, being of a coarser dtype
+    """
 
     outputs: tuple = ()
     gradients: dict | None = None
@@ -38,6 +50,12 @@ class Seen:
     form: tuple = ()
     trouble: Trouble | None = None
     gradient_trouble: Trouble | None = None
+    values_only: bool = False
+    coarse: float = 1.0
+
+    def with_outputs(self, outputs):
+        """Return the same with other outputs, and no gradients."""
+        return replace(self, outputs=outputs, gradients=None, values_only=True)
 
 
 @dataclass
@@ -88,6 +106,7 @@ class FunctionExercise:
 
     def __post_init__(self):
         self._computed = {}
+        self._bends = [Bend(mistake, knobs) for mistake in self.mistakes for knobs in mistake.variants]
 
     # ---- the attempt on one case
 
@@ -103,6 +122,8 @@ class FunctionExercise:
         outputs, form = read(value, self.results, wanted, dtype)
         changed = tuple(name for name, before in case.tensors.items() if not identical(arguments[name], before))
         seen = Seen(tuple(output.detach() for output in outputs), None, arguments, changed, form)
+        seen.values_only = bool(changed) or TYPE in [odd.name for odd in form]
+        seen.coarse = max([1.0, *(torch.finfo(output.dtype).eps / UNIT for output in outputs)])
         if self.tracked and case.smooth and outputs:
             arguments, leaves = case.fresh(self.tracked)
 
@@ -124,69 +145,66 @@ class FunctionExercise:
         outputs = value if isinstance(value, tuple) else (value,)
         return tuple(output.detach() for output in outputs), gradients(outputs, leaves, change) if leaves else {}
 
-    def truth(self, case):
-        """Return the right answer to a case and the slack that rounding in float32 deserves.
+    def truth(self, case, bends=()):
+        """Return the right answer to a case, or a bent one, and the slack that float32 deserves.
 
-        The slack is 32 times what rounding the input, and computing in float32, does to the right answer: a large mean
-        earns an honest answer its large rounding error, and nothing else does.
+        The slack is 32 times what rounding the input, and computing in float32, does to the answer: a large mean earns
+        an honest answer its large rounding error, and nothing else does.
         """
-        if case not in self._computed:
+        key = (case, bends)
+        if key not in self._computed:
             generator = torch.Generator().manual_seed(0)
 
             def shaken(tensor):
                 signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
                 return tensor.double() * (1 + UNIT / 2 * signs)
 
-            (outputs, slopes), *others = (
-                self.solve(case, {}, change) for change in (torch.Tensor.double, shaken, lambda tensor: tensor.float())
-            )
+            changes = (torch.Tensor.double, shaken, lambda tensor: tensor.float())
+            (outputs, slopes), *others = (self.solve(case, together(bends), change) for change in changes)
 
             def slack(right, *moved):
-                return 32 * (max((right - other).abs().max() for other in moved) + UNIT * right.abs().max()).item()
+                size = max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right)
+                return 32 * size
 
-            slacks = tuple(map(slack, outputs, *(other for other, _ in others)))
+            slacks = tuple(map(slack, outputs, *(other for other, _ in others))) if outputs else ()
             slope_slacks = {name: slack(slopes[name], *(moved[name] for _, moved in others)) for name in slopes}
-            self._computed[case] = Truth(outputs, slopes, slacks, slope_slacks)
-        return self._computed[case]
-
-    def variant(self, case, mistakes):
-        """Return outputs and gradients of the formula with these mistakes; computed once."""
-        key = (case, mistakes)
-        if key not in self._computed:
-            self._computed[key] = self.solve(case, together(mistakes))
+            self._computed[key] = Truth(outputs, slopes, slacks, slope_slacks)
         return self._computed[key]
 
-    def sketch(self, mistakes):
-        """Return the formula's outputs with these mistakes on the second case, in one array; computed once."""
-        if mistakes not in self._computed:
+    def sketch(self, bends):
+        """Return the bent formula's outputs on the second case, in one array; computed once."""
+        if bends not in self._computed:
             try:
                 with torch.no_grad():
-                    value = self.formula(**self.cases[1].arguments, **together(mistakes))
-                self._computed[mistakes] = flat(value if isinstance(value, tuple) else (value,))
+                    value = self.formula(**self.cases[1].arguments, **together(bends))
+                self._computed[bends] = flat(value if isinstance(value, tuple) else (value,))
             except (RuntimeError, IndexError):
-                self._computed[mistakes] = None
-        return self._computed[mistakes]
+                self._computed[bends] = None
+        return self._computed[bends]
 
     # ---- comparing
 
-    def agrees(self, seen, case, outputs, slopes, loose=1):
-        """Return whether what was seen equals these outputs and gradients, within the case's slack."""
-        if outputs is None or seen.trouble:
-            return outputs is None and seen.trouble is not None
-        truth = self.truth(case)
-        if len(seen.outputs) != len(outputs):
+    def agrees(self, seen, case, bends=()):
+        """Return whether what was seen is the right answer, or the one bent like this."""
+        truth = self.truth(case, bends)
+        if truth.outputs is None or seen.trouble:
+            return truth.outputs is None and seen.trouble is not None
+        if len(seen.outputs) != len(truth.outputs):
             return False
-        for received, expected, slack in zip(seen.outputs, outputs, truth.slack, strict=True):
-            if not self.close(received, expected, loose * slack):
+        for received, expected, slack in zip(seen.outputs, truth.outputs, truth.slack, strict=True):
+            if not self.close(received, expected, slack * seen.coarse):
                 return False
-        if not slopes or seen.changed or not all(output.isfinite().all() for output in outputs):
+        if seen.values_only or not truth.gradients or not all(output.isfinite().all() for output in truth.outputs):
             return True
-        return seen.gradients is not None and not self.wrong_slopes(seen, case, slopes)
+        return seen.gradients is not None and not self.wrong_slopes(seen, truth)
 
-    def wrong_slopes(self, seen, case, slopes):
+    def wrong_slopes(self, seen, truth):
         """Return the names of the arguments whose gradient differs."""
-        slack = self.truth(case).gradient_slack
-        return [name for name in slopes if not self.close(seen.gradients[name], slopes[name], slack[name])]
+        return [
+            name
+            for name, slope in truth.gradients.items()
+            if not self.close(seen.gradients[name], slope, truth.gradient_slack[name] * seen.coarse)
+        ]
 
     def close(self, received, expected, slack):
         """Return whether two tensors agree within `slack`; numbers that are not finite agree with each other."""
@@ -207,9 +225,8 @@ class FunctionExercise:
 
     def right(self, seen, case):
         """Return whether an attempt is right on a case in every respect."""
-        truth = self.truth(case)
         odd = seen.trouble or seen.gradient_trouble or seen.changed or seen.form
-        return not odd and self.agrees(seen, case, truth.outputs, truth.gradients)
+        return not odd and self.agrees(seen, case)
 
     # ---- judging
 
@@ -303,16 +320,15 @@ class FunctionExercise:
         """Return the fewest mistakes of the catalogue, at most two, that give what was seen; None if there are none."""
         if not any(observed.outputs for observed in seen.values()):
             return None
-        visible = [mistake for mistake in self.mistakes if mistake.knobs]
-        pairs = combinations([mistake for mistake in visible if mistake.paired], 2)
+        pairs = combinations([bend for bend in self._bends if bend.mistake.paired], 2)
         pairs = (pair for pair in pairs if not pair[0].knobs.keys() & pair[1].knobs.keys())
         target, plain = self.target(seen), [case for case in seen if not case.ill]
-        for candidates in ([()], ((mistake,) for mistake in visible), pairs):
-            for mistakes in candidates:
-                if self.alike(target, self.sketch(mistakes)) and all(
-                    self.agrees(seen[case], case, *self.variant(case, mistakes)) for case in plain
+        for candidates in ([()], ((bend,) for bend in self._bends), pairs):
+            for bends in candidates:
+                if self.alike(target, self.sketch(bends)) and all(
+                    self.agrees(seen[case], case, bends) for case in plain
                 ):
-                    return [*mistakes, *self.arithmetic(seen, mistakes)]
+                    return [*(bend.mistake for bend in bends), *self.arithmetic(seen, bends)]
         return None
 
     def target(self, seen):
@@ -326,18 +342,30 @@ class FunctionExercise:
             return (target is None) == (sketch is None)
         return target.shape == sketch.shape and np.allclose(target, sketch, rtol=1e-3, atol=1e-4, equal_nan=True)
 
-    def arithmetic(self, seen, mistakes):
-        """Return the mistake of arithmetic if it shows on the ill-conditioned cases beside these mistakes."""
-        fine = all(self.agrees(seen[case], case, *self.variant(case, mistakes), loose=4) for case in seen if case.ill)
-        return [] if fine else [mistake for mistake in self.mistakes if not mistake.knobs]
+    def arithmetic(self, seen, bends):
+        """Return the mistake of arithmetic if it shows on the ill-conditioned cases beside these bends."""
+        fine = all(self.agrees(seen[case], case, bends) for case in seen if case.ill)
+        return [] if fine else [mistake for mistake in self.mistakes if not mistake.variants]
 
     def with_right_shapes(self, seen):
-        """Return what was seen with the shapes mended, gradients left out, and the first mistake of shape or None."""
+        """Return what was seen with the shapes mended, gradients left out, and the mistake of shape, None if none."""
+        rank = max(output.dim() for observed in seen.values() for output in observed.outputs or [torch.zeros(0)])
+        turns = (
+            [order for order in permutations(range(rank)) if order != tuple(range(rank))]
+            if len(self.results) == 1
+            else []
+        )
+        for order in turns:
+            mended = {case: observed.with_outputs(turned(observed.outputs, order)) for case, observed in seen.items()}
+            if all(self.agrees(observed, case) for case, observed in mended.items()):
+                return mended, Mistake(
+                    SHAPE, f"the axes of {self.results[0]} are in another order: .permute{order} would mend it"
+                )
         mended, first = {}, None
         for case, observed in seen.items():
             outputs, mistake = reshaped(observed.outputs, self.results, self.truth(case).outputs)
             first = first or mistake
-            mended[case] = Seen(outputs, None, changed=("shape",), trouble=observed.trouble)
+            mended[case] = observed.with_outputs(outputs)
         return mended, first
 
     # ---- what can be said when the catalogue does not explain it
@@ -356,18 +384,24 @@ class FunctionExercise:
             if output.shape != target.shape:
                 mistake = wrong_shape(name, output, target)
                 return [Mistake(mistake.name, f"{mistake.cause}.{only}")]
-        bad = [triple for triple, slack in zip(triples, truth.slack, strict=True) if not self.close(*triple[1:], slack)]
+        bad = [
+            triple
+            for triple, slack in zip(triples, truth.slack, strict=True)
+            if not self.close(*triple[1:], slack * observed.coarse)
+        ]
         if bad:
             fine = [name for name, *_ in triples if name not in [triple[0] for triple in bad]]
             words = f"{' and '.join(fine)} is right; {bad[0][0]} is not. " if fine else ""
             words += self.explain(case.main.double(), bad[0][2], bad[0][1].double()) if self.explain else ""
-            return [Mistake(UNKNOWN, (words or "The numbers differ.") + only)]
+            raised = next((seen[other].trouble for other in wrong if seen[other].trouble), None)
+            more = [Mistake(RAISES, f"on another input, {located(raised)}")] if raised else []
+            return [Mistake(UNKNOWN, (words or "The numbers differ.") + only), *more]
         if observed.gradient_trouble:
             cause = f"the values are right, but no gradient can flow: {located(observed.gradient_trouble)}"
             return [Mistake(NO_GRADIENT, cause)]
         if named:
             return []
-        names = self.wrong_slopes(observed, case, truth.gradients)
+        names = self.wrong_slopes(observed, truth)
         cause = f"the values are right, the gradient with respect to {' and '.join(names)} is not: is a part of the formula detached?"
         return [Mistake(WRONG_GRADIENT, cause + only)]
 
@@ -387,7 +421,7 @@ class FunctionExercise:
         truth, given = self.truth(case), dict(case.arguments)
         what, expected, received = ", ".join(self.results), truth.outputs, seen.outputs
         if all(map(self.close, received, expected, truth.slack)):
-            slopes = self.wrong_slopes(seen, case, truth.gradients) if seen.gradients and not seen.changed else ()
+            slopes = self.wrong_slopes(seen, truth) if seen.gradients and not seen.values_only else ()
             for name in slopes[:1]:
                 what = f"gradient for {name}"
                 given["w"] = weights(truth.outputs[0])
@@ -428,9 +462,19 @@ def weights(output):
     return torch.randint(-3, 4, output.shape, generator=generator).to(output.dtype)
 
 
-def together(mistakes):
-    """Return the knobs of several mistakes."""
-    return {name: value for mistake in mistakes for name, value in mistake.knobs.items()}
+def together(bends):
+    """Return the knobs of several bends."""
+    return {name: value for bend in bends for name, value in bend.knobs.items()}
+
+
+def turned(outputs, order):
+    """Return tensors of this rank with their axes in another order, others as they are."""
+    return tuple(output.permute(order) if output.dim() == len(order) else output for output in outputs)
+
+
+def gap(right, other):
+    """Return the largest difference between two tensors, where both are finite."""
+    return (right - other).nan_to_num(0.0, 0.0, 0.0).abs().max().item()
 
 
 def flat(outputs):

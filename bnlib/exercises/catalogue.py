@@ -11,20 +11,21 @@ class Mistake:
 
     name, cause  what it is called; in one line, what is wrong and what to look at
     lesson       where it is explained, if not in the exercise's own lesson
+    knobs        keyword arguments that bend the right formula into this mistake; none for a mistake of arithmetic, which
+                 shows on ill-conditioned inputs alone
+    also         further knobs that come to the same mistake
     paired       whether it is also tried together with a second one
-    knobs        keyword arguments that bend the right formula into this mistake; none for a mistake of arithmetic,
-                 which shows on ill-conditioned inputs alone
     """
 
-    def __init__(self, name, cause, lesson=None, *, paired=True, **knobs):
+    def __init__(self, name, cause, lesson=None, *, also=(), paired=True, **knobs):
         self.name = name
         self.cause = cause
         self.lesson = lesson
         self.paired = paired
-        self.knobs = knobs
+        self.variants = ((knobs,) if knobs else ()) + tuple(also)
 
     def __repr__(self):
-        return f"Mistake({self.name!r}, {self.knobs})"
+        return f"Mistake({self.name!r}, {self.cause!r})"
 
 
 @dataclass(eq=False)

@@ -193,6 +193,12 @@ EVALUATES = (
 )
 
 
+def is_of_both_modes(knobs):
+    """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β."""
+    common = {"place", "fixed", "order", "gamma_along", "beta_along"}
+    return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
+
+
 def without(case, *names):
     return replace(case, arguments={name: value for name, value in case.arguments.items() if name not in names})
 
@@ -219,17 +225,17 @@ UPDATE = replace(
     formula=lambda x, running_mean, running_var, **knobs: RUNNING_STATS.formula(
         x, running_mean, running_var, 0.1, **knobs
     ),
-    mistakes=tuple(
-        Mistake(
-            "momentum is not 0.1",
-            f"a batch enters with the share {m.knobs['fixed']:g}; the layer's momentum is 0.1",
-            3,
-            **m.knobs,
-        )
-        if m.name == "momentum fixed"
-        else m
-        for m in RUNNING_STATS.mistakes
-        if m.knobs.get("fixed") != 0.1
+    mistakes=(
+        *(mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"),
+        *(
+            Mistake(
+                "momentum is not 0.1",
+                f"a batch enters with the share {share:g}; the layer's momentum is 0.1",
+                3,
+                fixed=share,
+            )
+            for share in (0.01, 0.99, 0.001, 0.2, 0.5)
+        ),
     ),
     cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
     drawn=None,
@@ -242,13 +248,11 @@ EVALUATION = FunctionExercise(
     formula=evaluation_output,
     mistakes=(
         *EVALUATES,
-        *[
-            m
-            for m in TRAINING.mistakes
-            if m.knobs
-            and m.knobs.keys() <= {"place", "spread", "order", "fixed", "gamma_along", "beta_along"}
-            and m.knobs.get("spread") not in ("variance", "nothing", "absolute", "range")
-        ],
+        *(
+            Mistake(mistake.name, mistake.cause, mistake.lesson, also=shared)
+            for mistake in TRAINING.mistakes
+            if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
+        ),
     ),
     cases=(
         evaluation_case(2, 2, 1, 2, seed=0),

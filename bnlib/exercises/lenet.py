@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .answers import NOTHING, TYPE, describe
-from .base import ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, together, unanswered
+from .base import Bend, ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, together, unanswered
 from .catalogue import Mistake
 from .guard import Guard, holds_dots, is_stub
 from .layer import parts, role_of
@@ -494,9 +494,10 @@ def behaviour(guard, model, layers, norms, found):
         with torch.no_grad():
             return torch.allclose(run(training, **knobs)[2], seen[training][1], 1e-3, 1e-4)
 
-    for mistakes in ((), *((m,) for m in MISTAKES), *combinations(MISTAKES, 2)):
-        knobs = together(mistakes)
-        clash = len(mistakes) == 2 and mistakes[0].knobs.keys() & mistakes[1].knobs.keys()
+    singles = [Bend(mistake, knobs) for mistake in MISTAKES for knobs in mistake.variants]
+    for bends in ((), *((bend,) for bend in singles), *combinations(singles, 2)):
+        mistakes, knobs = [bend.mistake for bend in bends], together(bends)
+        clash = len(bends) == 2 and bends[0].knobs.keys() & bends[1].knobs.keys()
         if not clash and gives(True, **knobs):
             if gives(False, **knobs):
                 return [*mistakes, *([] if kept(norms, run(True, **knobs)[0]) else [NOT_KEPT])]

@@ -16,7 +16,14 @@ from .catalogue import Case, Mistake, batch, one_of
 def average(values, dims, by="n"):
     """Return the sum over `dims`, axes kept, divided by n, or by what was mistaken for n."""
     n = values.numel() / max(values.sum(dims).numel(), 1)
-    divisor = {"n": n, "n - 1": n - 1, "N": values.shape[0], "H·W": n / values.shape[0], "1": 1}[by]
+    divisor = {
+        "n": n,
+        "n - 1": n - 1,
+        "N": values.shape[0],
+        "H·W": n / values.shape[0],
+        "n - N": n - values.shape[0],
+        "1": 1,
+    }[by]
     return values.sum(dims, keepdim=True) / divisor
 
 
@@ -77,6 +84,7 @@ def normalise(
     own = mean if mean_dims == var_dims else average(given, var_dims)
     middle = {
         "own mean": own,
+        "true mean": average(given, var_dims),
         "the other mean": mean,
         "zero": torch.zeros_like(mean),
         "image's mean": average(given, every[1:] or every),
@@ -175,6 +183,7 @@ def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
 
 # ---- the catalogue
 
+AFTER = "epsilon after the division"  # too small to see where ε is 1e-5
 SPREAD = (
     Mistake(
         "unbiased variance",
@@ -218,12 +227,14 @@ SPREAD = (
         "the spread is the mean of |x − mean|; the standard deviation is the root of the mean of the squares",
         1,
         spread="absolute",
+        also=[dict(spread="absolute", place=place) for place in ("outside", "missing")],
     ),
     Mistake(
         "divided by the range",
         "x is divided by largest − smallest (min–max scaling); BN divides by the standard deviation",
         1,
         spread="range",
+        also=[dict(spread="range", place=place) for place in ("outside", "missing")],
     ),
     Mistake(
         "sum instead of mean in the variance",
@@ -257,7 +268,7 @@ SPREAD = (
         place="numerator",
     ),
     Mistake(
-        "epsilon after the division",
+        AFTER,
         "ε is added to the quotient; it belongs to the variance, √(var + ε)",
         4,
         place="after",
@@ -307,13 +318,21 @@ CENTRE = (
         1,
         centre="minus smallest",
         spread="range",
+        also=[dict(centre="minus smallest", spread="range", place=place) for place in ("outside", "missing")],
     ),
-    Mistake("sum instead of mean", "the mean's sum is never divided by n", 1, mean_by="1", around="own mean"),
+    Mistake(
+        "sum instead of mean",
+        "the mean's sum is never divided by n",
+        1,
+        mean_by="1",
+        also=[dict(mean_by="1", around="true mean")],
+    ),
     Mistake(
         "mean divided by n − 1",
         "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
         3,
         mean_by="n - 1",
+        also=[dict(mean_by="n - 1", around="true mean")],
     ),
 )
 DETACHED = (
@@ -505,6 +524,7 @@ LOOPS = (
         "the mean's sum goes on from channel to channel: set it to 0 inside the loop over channels",
         3,
         carried=("mean",),
+        also=[dict(carried=("mean",), around="true mean")],
     ),
     Mistake(
         "sum of squares not reset for each channel",
@@ -544,8 +564,20 @@ LOOPS = (
         var_by="N",
     ),
     Mistake("divided by H·W", "the sums are divided by H·W; N·H·W numbers were added", 3, mean_by="H·W", var_by="H·W"),
-    Mistake("mean divided by N", "the mean's sum is divided by N; N·H·W numbers were added", 3, mean_by="N"),
-    Mistake("mean divided by H·W", "the mean's sum is divided by H·W; N·H·W numbers were added", 3, mean_by="H·W"),
+    Mistake(
+        "mean divided by N",
+        "the mean's sum is divided by N; N·H·W numbers were added",
+        3,
+        mean_by="N",
+        also=[dict(mean_by="N", around="true mean")],
+    ),
+    Mistake(
+        "mean divided by H·W",
+        "the mean's sum is divided by H·W; N·H·W numbers were added",
+        3,
+        mean_by="H·W",
+        also=[dict(mean_by="H·W", around="true mean")],
+    ),
     Mistake("variance divided by N", "the sum of squares is divided by N; N·H·W numbers were added", 3, var_by="N"),
     Mistake(
         "variance divided by H·W", "the sum of squares is divided by H·W; N·H·W numbers were added", 3, var_by="H·W"
@@ -591,7 +623,7 @@ def image_cases(affine):
         return Case(arguments | {"eps": eps}, trait, **flags)
 
     constant = batch((2, 3, 2, 2), 9)
-    constant[:, 1] = 0.7
+    constant[:, 1] = 0.75  # its mean is exact in float32
     first = {"x": torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]])}  # (2, 2, 1, 2), easy to follow by hand
     if affine:
         first |= {"gamma": torch.tensor([2.0, 0.5]), "beta": torch.tensor([1.0, -3.0])}
@@ -715,7 +747,7 @@ STANDARDIZE = FunctionExercise(
     signature="standardize(scores (N, C)) -> (N, C)",
     asks="From each subject's grades subtract their mean, and divide by the root of their biased variance plus ε = 1e-5.",
     formula=lambda scores, **knobs: normalise(scores, **knobs),
-    mistakes=(*SPREAD, *axes_mistakes("NC", NAMES_2D), *CENTRE, *EPS_OTHER, *DETACHED, SQUARES),
+    mistakes=(*(m for m in SPREAD if m.name != AFTER), *axes_mistakes("NC", NAMES_2D), *CENTRE, *EPS_OTHER, *DETACHED, SQUARES),
     cases=grade_cases(),
     drawn=drawn_grades(),
     tracked=("scores",),

@@ -20,7 +20,12 @@ def channel_statistics(
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
     mean = average(x, mean_dims, mean_by)
     own = average(x, var_dims, mean_by if mean_dims == var_dims else "n")
-    reference = {"mean": own, "zero": torch.zeros_like(own), "image's mean": average(x, every[1:])}[around]
+    reference = {
+        "mean": own,
+        "true mean": average(x, var_dims),
+        "zero": torch.zeros_like(own),
+        "image's mean": average(x, every[1:]),
+    }[around]
     var = average((x - reference) ** 2, var_dims, var_by)
     if middle == "median":
         mean = x.movedim(1, 0).flatten(1).median(1).values
@@ -82,15 +87,30 @@ CHANNEL_MISTAKES = (
         "average of the samples' variances",
         "each sample's own variance is taken and then averaged: what the samples' means differ by is lost; take the variance of all N·L values at once",
         2,
-        around="image's mean",
+        also=[dict(around="image's mean", var_by=by) for by in ("n", "n - N")],
     ),
     Mistake(
         "variance not centred", "the variance is the mean of x²; expected the mean of (x − mean)²", 1, around="zero"
     ),
-    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·L", mean_by="1"),
+    Mistake(
+        "sum instead of mean",
+        "the mean's sum is never divided by n = N·L",
+        mean_by="1",
+        also=[dict(mean_by="1", around="true mean")],
+    ),
     Mistake("sum instead of mean in the variance", "the squares are summed and never divided by n = N·L", var_by="1"),
-    Mistake("mean divided by N", "the mean's sum is divided by N; N·L numbers were added", mean_by="N"),
-    Mistake("mean divided by L", "the mean's sum is divided by L; N·L numbers were added", mean_by="H·W"),
+    Mistake(
+        "mean divided by N",
+        "the mean's sum is divided by N; N·L numbers were added",
+        mean_by="N",
+        also=[dict(mean_by="N", around="true mean")],
+    ),
+    Mistake(
+        "mean divided by L",
+        "the mean's sum is divided by L; N·L numbers were added",
+        mean_by="H·W",
+        also=[dict(mean_by="H·W", around="true mean")],
+    ),
     Mistake("variance divided by N", "the sum of squares is divided by N; N·L numbers were added", var_by="N"),
     Mistake("variance divided by L", "the sum of squares is divided by L; N·L numbers were added", var_by="H·W"),
     Mistake(
@@ -98,6 +118,7 @@ CHANNEL_MISTAKES = (
         "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
         3,
         mean_by="n - 1",
+        also=[dict(mean_by="n - 1", around="true mean")],
     ),
     Mistake("median instead of mean", "the first result is the median; asked for is the mean", middle="median"),
     SQUARES,
@@ -457,7 +478,7 @@ def running_stats(
     """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs."""
     momentum = momentum if fixed is None else fixed
     n, images = torch.tensor([x.numel() / x.shape[1], x.shape[0]], dtype=torch.float64)  # as tensors, n / 0 is inf
-    by = var_by if var_by in ("n - 1", "n", "1", "N", "H·W") else "n"
+    by = var_by if var_by in ("n - 1", "n", "1", "N", "H·W", "n - N") else "n"
     mean, var = channel_statistics(x, var_by=by, **knobs)
     var = var * {
         "n, N for n": images / (images - 1),
@@ -638,23 +659,22 @@ RUNNING_MISTAKES = (
         "average of the images' variances",
         "each image's own variance is taken and then averaged: what the images' means differ by is lost",
         3,
-        around="image's mean",
-    ),
-    Mistake(
-        "average of the images' variances",
-        "each image's own biased variance is taken and then averaged: what the images' means differ by is lost",
-        3,
-        around="image's mean",
-        var_by="n",
+        also=[dict(around="image's mean", var_by=by) for by in ("n - 1", "n", "n - N")],
     ),
     Mistake("variance not centred", "the variance is taken from x², not from (x − mean)²", 1, around="zero"),
-    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·H·W", mean_by="1"),
+    Mistake(
+        "sum instead of mean",
+        "the mean's sum is never divided by n = N·H·W",
+        mean_by="1",
+        also=[dict(mean_by="1", around="true mean")],
+    ),
     Mistake("sum instead of mean in the variance", "the squares are summed and never divided by n − 1", var_by="1"),
     Mistake(
         "mean divided by n − 1",
         "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
         3,
         mean_by="n - 1",
+        also=[dict(mean_by="n - 1", around="true mean")],
     ),
     Mistake("median instead of mean", "the median enters the running mean", middle="median"),
     SQUARES,
