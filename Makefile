@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
+ifdef BNLIB_DATA  # the lessons run in notebooks/
+export BNLIB_DATA := $(abspath $(BNLIB_DATA))
+endif
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .PHONY: help lab test validate notebooks gallery bench lint

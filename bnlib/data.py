@@ -105,9 +105,6 @@ def where(name="auto", root=None) -> Source:
         raise ValueError(f"unknown data set {name!r}; expected 'auto', 'fashion-mnist' or 'digits'")
     if name == "digits":
         return Source("digits", None, "as asked")
-    offline = os.environ.get("BNLIB_OFFLINE", "0") not in ("", "0")
-    if offline and name == "auto" and root is None:
-        return Source("digits", None, "because BNLIB_OFFLINE is set")
     user, given = (os.environ.get("BNLIB_DATA") or None, "BNLIB_DATA") if root is None else (root, "root=")
     if user is not None:
         top = Path(user).expanduser()
@@ -121,8 +118,10 @@ def where(name="auto", root=None) -> Source:
                 f"or leave {given} out"
             )
         return Source("fashion-mnist", folder, f"from the folder given by {given}")
-    if offline:
-        raise OSError("Fashion-MNIST asked for, but BNLIB_OFFLINE is set; unset it, or load 'auto' or 'digits'")
+    if os.environ.get("BNLIB_OFFLINE", "0") not in ("", "0"):
+        if name == "fashion-mnist":
+            raise OSError("Fashion-MNIST asked for, but BNLIB_OFFLINE is set; unset it, or load 'auto' or 'digits'")
+        return Source("digits", None, "because BNLIB_OFFLINE is set")
     if all(os.path.isfile(cache_folder() / file) for file in FILES):
         return Source("fashion-mnist", None, "from the cache")
     return Source("fashion-mnist", None, "by download when first loaded (30 MB); if that fails, the digits")
@@ -135,7 +134,7 @@ def load_images(name="auto", root=None) -> Images:
           8 × 8; "auto": the first, or the second where the first cannot be had
     root  folder with the four official .gz files, in it, in its fashion-mnist or in its FashionMNIST/raw ("digits" need
           none); else the environment variable BNLIB_DATA, else the cache (BNLIB_CACHE moves it), else a download.
-          With BNLIB_OFFLINE=1 and no `root`, "auto" is "digits" at once
+          With BNLIB_OFFLINE=1 and no folder, "auto" is "digits" at once
 
     Raises ValueError for an unknown name and for a file in the user's folder that is not the official one,
     FileNotFoundError for one that is missing there, OSError if "fashion-mnist" cannot be had.

@@ -211,15 +211,16 @@ def test_labels_that_do_not_fit_the_images_are_refused(monkeypatch, tmp_path):
         load_images(root=tmp_path)
 
 
-def test_offline_the_digits_are_taken_without_a_look_at_cache_or_variable(monkeypatch, tmp_path, capsys):
+def test_offline_and_without_a_folder_the_digits_are_taken_without_a_look_at_the_cache(monkeypatch, tmp_path, capsys):
     plant(tmp_path / "cache", monkeypatch)
-    monkeypatch.setenv("BNLIB_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setenv("BNLIB_OFFLINE", "1")
     assert load_images().name == "digits"
     assert capsys.readouterr().out == "Data: scikit-learn's handwritten digits, because BNLIB_OFFLINE is set.\n"
-    monkeypatch.delenv("BNLIB_DATA")
     with pytest.raises(OSError, match="BNLIB_OFFLINE is set; unset it"):
         load_images("fashion-mnist")
+    monkeypatch.setenv("BNLIB_DATA", str(tmp_path / "cache"))
+    assert load_images().name == "fashion-mnist"
+    monkeypatch.delenv("BNLIB_DATA")
     monkeypatch.setenv("BNLIB_OFFLINE", "0")
     assert load_images().name == "fashion-mnist"
 
