@@ -84,7 +84,7 @@ def test_code_cells_are_short(lesson):
 
 def test_holds_no_plotting_or_widget_plumbing(lesson):
     for cell in code_cells(lesson):
-        assert not re.search(r"matplotlib|pyplot|plt\.|ipywidgets|%matplotlib", cell.source), cell.source
+        assert not re.search(r"matplotlib|pyplot|plt\.|import ipywidgets", cell.source), cell.source
 
 
 def test_links_lead_to_files_that_exist(lesson):
