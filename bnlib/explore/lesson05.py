@@ -121,7 +121,7 @@ class TrainItYourself(Explorer):
             "lr": stops("Learning rate", 1.0, [0.01, 0.03, 0.1, 0.3, 1.0, 3.0], tooltip="How far a step goes"),
             "batch_size": stops("Batch size (images)", 64, [4, 8, 16, 32, 64, 128, 256], tooltip="Images in a step"),
             "momentum": stops(
-                "Momentum of the statistics",
+                "Momentum",
                 0.1,
                 [0.01, 0.03, 0.1, 0.3, 1.0],
                 tooltip="How much of each batch enters the running statistics, which eval() uses",

@@ -19,8 +19,8 @@ def page(tmp_path_factory):
     from lab import chromium, jupyter_lab
 
     home = tmp_path_factory.mktemp("lab")
-    shutil.copytree(NOTEBOOKS, home / "notebooks")
-    with jupyter_lab(home / "notebooks", home) as address, chromium(address) as page:
+    shutil.copytree(NOTEBOOKS, home / "project" / "notebooks")
+    with jupyter_lab(home / "project", home) as address, chromium(address) as page:
         yield page
 
 

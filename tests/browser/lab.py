@@ -1,6 +1,7 @@
 """JupyterLab as `make lab` starts it, and a headless Chromium that reads and moves what a notebook shows."""
 
 import base64
+import io
 import json
 import os
 import secrets
@@ -11,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+from PIL import Image, ImageChops
 from playwright.sync_api import sync_playwright
 
 SETTINGS = {
@@ -36,7 +38,7 @@ CUT_OFF = """root => [root, ...root.querySelectorAll('*')]
 
 @contextmanager
 def jupyter_lab(folder, home):
-    """Run JupyterLab on the notebooks in `folder`, with all that it remembers under `home`; yield its address."""
+    """Run JupyterLab in `folder`, which holds notebooks/, with all that it remembers under `home`; yield its address."""
     for name, values in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,13 +100,22 @@ def wait_until(true, seconds):
     return now
 
 
+def alike(state, other):
+    """Return whether two states have the same caption and pictures that differ by at most 16 of 255 shades."""
+    (words, png), (others, another) = state, other
+    if words != others or png == another:
+        return words == others
+    difference = ImageChops.difference(Image.open(io.BytesIO(png)), Image.open(io.BytesIO(another)))
+    return max(high for _, high in difference.getextrema()) <= 16
+
+
 class Notebook:
     """A notebook open in JupyterLab, of which `page` shows one at a time."""
 
     def __init__(self, page, name):
         self.page = page
         self.name = name
-        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
+        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", f"notebooks/{name}.ipynb")
         page.wait_for_function(f"{KERNEL} === 'idle'")  # cells run before that are forgotten
 
     def run_all(self, seconds):
@@ -151,11 +162,15 @@ class ExplorerView:
 
     def button(self, words):
         """Return the button that says `words`."""
-        return self.root.get_by_role("button", name=words, exact=True)
+        return self.root.locator("button").get_by_text(words, exact=True)
 
     def play_buttons(self):
         """Return the buttons that start and pause a Play widget."""
         return self.root.locator(".widget-play button:first-child").all()
+
+    def says(self, words, seconds=10):
+        """Return whether the caption comes to hold `words`."""
+        return wait_until(lambda: words in self.caption.inner_text(), seconds)
 
     def live_sliders(self):
         """Return the numbers of the sliders that can be seen and moved."""
@@ -177,7 +192,7 @@ class ExplorerView:
         handle.press("ArrowLeft" if self.share(slider) > 0.5 else "ArrowRight")
 
     def drag(self, slider):
-        """Drag slider number `slider` across the middle of its track with the mouse."""
+        """Drag slider number `slider` with the mouse, to near the farther end."""
         view = self.sliders.nth(slider)
         view.scroll_into_view_if_needed()
         handle, track = view.locator(".noUi-handle").bounding_box(), view.locator(".noUi-base").bounding_box()
@@ -185,7 +200,7 @@ class ExplorerView:
         mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
         mouse.down()
         y = track["y"] + track["height"] / 2
-        mouse.move(track["x"] + track["width"] * (0.3 if self.share(slider) > 0.5 else 0.7), y, steps=5)
+        mouse.move(track["x"] + track["width"] * (0.1 if self.share(slider) > 0.5 else 0.9), y, steps=5)
         mouse.up()
 
     def share(self, slider):
@@ -202,9 +217,13 @@ class ExplorerView:
         """Return whether both caption and picture become others than those of `state`."""
         return wait_until(lambda: all(now != then for now, then in zip(self.state(), state, strict=True)), seconds)
 
+    def redraws(self, picture, seconds=10):
+        """Return whether the picture becomes another than `picture` (its bytes)."""
+        return wait_until(lambda: self.state()[1] != picture, seconds)
+
     def comes_to(self, state, seconds=10):
-        """Return whether caption and picture become those of `state`."""
-        return wait_until(lambda: self.state() == state, seconds)
+        """Return whether caption and picture become those of `state`, but for rounding: a few shades of grey."""
+        return wait_until(lambda: alike(self.state(), state), seconds)
 
     def cut_off(self):
         """Return what is wider than the box it stands in."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ipywidgets
 import pytest
-from conftest import NOTEBOOKS
 
 from bnlib import explore
+from conftest import NOTEBOOKS
 
 LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -70,7 +70,7 @@ def test_every_slider_moves_picture_and_caption_to_what_bnlib_computes(notebook)
                     if isinstance(control, ipywidgets.SelectionSlider):
                         control.label = readout
                     else:
-                        control.value = type(control.value)(readout)
+                        control.value = type(control.value)(readout.replace("−", "-"))
                     found += differences(view, twin)
                 wrong += [f"{call}, {move.__name__} {view.label(i)} to {readout}: {words}" for words in found]
     assert wrong == []
@@ -107,6 +107,29 @@ def test_play_plays_until_it_is_paused(notebook):
             button.click()
             time.sleep(0.5)  # what was under way arrives
             assert not view.leaves(view.state(), seconds=1), f"{call}: it plays on"
+
+
+@pytest.mark.parametrize("notebook", ["05_lenet_gpu"], indirect=True, scope="module")
+def test_start_trains_while_controls_answer_and_stop_stops(notebook):
+    (view,) = (view for view in notebook.explorers() if view.button("Start").count())
+    view.button("Reset").click()
+    assert view.says("No training yet"), "it trains before Start"
+    view.button("Start").click()
+    assert view.says(": training", seconds=20)
+    for _ in range(3):
+        _, picture = view.state()
+        assert view.redraws(picture), "the curves do not grow"
+    view.press(0)
+    assert view.says(f"Start would train our layer (momentum 0.1), constant learning rate {view.readout(0)}", seconds=3)
+    assert ": training" in view.caption.inner_text(), "it was over too soon to show that controls answer"
+    view.button("Stop").click()
+    assert view.says(": stopped in epoch", seconds=2)
+    _, picture = view.state()
+    assert not view.redraws(picture, seconds=1), "it trains on"
+    view.button("Start").click()
+    assert view.says("The run before, our layer")
+    view.button("Stop").click()
+    assert notebook.complaints() == []
 
 
 @every_lesson
