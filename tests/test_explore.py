@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets import FloatSlider, IntSlider, SelectionSlider
+from ipywidgets.widgets.widget import _instances
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -13,6 +14,7 @@ from torch.nn import functional
 import bnlib
 from bnlib import explore
 from bnlib.data import school
+from bnlib.explore import base
 from bnlib.explore.base import Explorer, slider
 from bnlib.explore.lesson01 import LARGEST, draw_classes, normalise
 from bnlib.explore.lesson02 import share
@@ -227,6 +229,32 @@ def test_values_out_of_a_controls_range_become_its_ends():
     assert explorer.caption.startswith(f"200 classes of {LARGEST} ")
     explorer.set(students=-1)
     assert explorer.caption.startswith("200 classes of 1 ")
+
+
+def test_a_cell_run_again_closes_what_its_last_run_made(monkeypatch):
+    class Shell:
+        def get_parent(self):
+            return {"metadata": {"cellId": self.cell}, "header": {"msg_id": self.run}}
+
+    shell = Shell()
+    monkeypatch.setattr(base, "get_ipython", lambda: shell)
+    shell.cell, shell.run = "a", 1
+    one, other = Fussy(), Fussy()
+    shell.cell, shell.run = "b", 2
+    elsewhere = Fussy()
+    widgets = len(_instances)
+    for shell.run in (3, 4, 5):
+        shell.cell = "b"
+        elsewhere = Fussy()
+        assert len(_instances) == widgets
+    assert one.comm is not None
+    assert other.comm is not None
+    shell.cell, shell.run = "a", 6
+    Fussy()
+    assert one.comm is None
+    assert other.comm is None
+    assert elsewhere.comm is not None
+    one.refresh()  # says nothing, as from a thread that has not heard of it
 
 
 def test_two_explorers_of_a_kind_move_apart():

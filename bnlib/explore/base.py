@@ -16,6 +16,7 @@ from typing import ClassVar
 import ipywidgets as widgets
 import matplotlib as mpl
 import numpy as np
+from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -105,6 +106,7 @@ class Explorer(widgets.VBox):
             control.observe(self._changed, "value")
         knobs = self._row(self.controls.values()), self._row([*buttons, reset])
         super().__init__([*knobs, self._picture, self._words])
+        replace(self)
         self.refresh()
 
     def still(self, figure):
@@ -155,6 +157,8 @@ class Explorer(widgets.VBox):
     def refresh(self):
         """Show the controls' present values."""
         with self._lock:
+            if self.comm is None:  # closed
+                return
             try:
                 self.caption = self.show(**self.values())
                 failed = False
@@ -165,6 +169,16 @@ class Explorer(widgets.VBox):
             self._picture.value = b"data:image/png;base64," + base64.b64encode(self.png())
             # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them
             self._words.value = CAPTION.format(html.escape(self.caption))
+
+    def close(self):
+        """Close all its widgets and forget the picture, megabytes; what is closed shows no change any more."""
+        if self.comm is None:  # closed before, or never opened: its data were refused
+            return
+        with self._lock:
+            close_all(self.children)
+            self.layout.close()
+            super().close()
+            self.figure.canvas = self._canvas = self._background = self._page = None
 
     def png(self):
         """Return the picture as it is now, PNG bytes."""
@@ -205,6 +219,34 @@ class Explorer(widgets.VBox):
         bundle = super()._repr_mimebundle_(**kwargs)
         still, metadata = png_with_words(self.png(), self.caption)
         return {**still, **bundle, "text/plain": repr(self)}, metadata
+
+
+_made = {}  # a notebook's cell -> the run that was its last, and the explorers made in it
+
+
+def replace(explorer):
+    """Close the explorers that an earlier run of this notebook cell made: nothing shows them any more."""
+    shell = get_ipython()
+    parent = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    cell = parent.get("metadata", {}).get("cellId")
+    if cell is None:
+        return
+    run = parent["header"]["msg_id"]
+    last, explorers = _made.get(cell, (run, []))
+    if last != run:
+        for old in explorers:
+            old.close()
+        explorers = []
+    _made[cell] = run, [*explorers, explorer]
+
+
+def close_all(children):
+    """Close widgets, with all that they hold."""
+    for child in children:
+        close_all(getattr(child, "children", ()))
+        for part in (child.layout, getattr(child, "style", None), child):
+            if part is not None:
+                part.close()
 
 
 def encode(page):

@@ -72,7 +72,7 @@ class Loops(Explorer):
         self._play = Play(
             value=6, max=3 * self._n, interval=250, show_repeat=False, tooltip="Play, pause, back to the start"
         )
-        jslink((self._play, "value"), (step, "value"))
+        self._link = jslink((self._play, "value"), (step, "value"))
         self._speed.observe(self._change_speed, "value")
         buttons = [self._play]
         for words, by, icon in (("Back", -1, "step-backward"), ("Step", 1, "step-forward")):
@@ -88,6 +88,12 @@ class Loops(Explorer):
 
     def _change_speed(self, change):
         self._play.interval = 1000 // change.new
+
+    def close(self):
+        """Close the link between Play and the step as well."""
+        if self.comm is not None:
+            self._link.close()
+        super().close()
 
     def reset(self):
         """Stop playing, and put step, channel and speed back."""
