@@ -7,6 +7,8 @@ Ioffe & Szegedy 2015, Algorithm 1. For each channel c, over all n values that sh
 `weight` is γ and `bias` is β. The biased variance (÷ n) normalises; the unbiased one (÷ n - 1) enters `running_var`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,8 @@ def batch_norm(
     NotImplementedError (not a floating dtype).
     """
     check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if input.dim() < 2:  # nothing in it, else it would have been refused
-        return input.clone()
+    if input.numel() == 0:  # nothing to average; the sums give the parameters their gradient, zero
+        return sum((parameter.sum() for parameter in (weight, bias) if parameter is not None), input.clone())
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     dims = [d for d in range(x.dim()) if d != 1]  # every axis but the channels
     per_channel = (1, -1) + (1,) * (x.dim() - 2)  # (C,) seen as (1, C, 1, ...)
@@ -45,7 +47,7 @@ def batch_norm(
         mean = x.mean(dims)  # (C,)
         centred = x - mean.view(per_channel)
         var = centred.square().mean(dims)  # (C,), biased
-        update_running(running_mean, running_var, mean, var, x.numel() // max(mean.numel(), 1), momentum)
+        update_running(running_mean, running_var, mean, var, x.numel() // mean.numel(), momentum)
     else:
         centred = x - running_mean.view(per_channel)
         var = running_var.to(x.dtype)
@@ -72,7 +74,7 @@ def batch_norm_loops(
     Arguments, shapes and errors as in `batch_norm`.
     """
     check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if input.numel() == 0:  # no number to visit
+    if input.numel() == 0:  # no value to visit
         return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     y, means, variances = torch.empty_like(x), [], []
@@ -99,7 +101,7 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
 
     n is how many values each channel has; what is stored is the unbiased variance, n / (n - 1) · var.
     """
-    if running_mean is None or n == 0:
+    if running_mean is None:
         return
     with torch.no_grad():
         for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
@@ -109,11 +111,7 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):
     """Raise torch's exception, its sentence first and what to do about it second, if the arguments do not fit."""
     shape = tuple(input.shape)
-    if input.dim() < 2 and input.numel():
-        raise IndexError(
-            f"Dimension out of range: batch norm needs a channel axis, got {shape}; expected (N, C, *), such as x[None]"
-        )
-    if training and input.dim() > 1 and input.numel() == shape[1] > 0:
+    if training and math.prod(shape[:1] + shape[2:]) == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}. "
             "One value has no spread: use a larger batch, drop the last short one, or call eval() to predict."
@@ -126,6 +124,8 @@ def check_arguments(input, running_mean, running_var, weight, bias, training, mo
             f"batch_norm(): argument 'momentum' must be float, not {type(momentum).__name__}; "
             "a cumulative average (momentum=None) is kept by the layers, which count the batches"
         )
+    if input.numel() == 0:
+        return
     if not input.is_floating_point():
         raise NotImplementedError(
             f'"batch_norm" not implemented for {input.dtype}: averages are fractions; convert first, as in x.float()'
@@ -147,6 +147,10 @@ def check_arguments(input, running_mean, running_var, weight, bias, training, mo
                 f"{name} should contain {channels} elements not {tensor.numel()}: "
                 f"the input {shape} has its channels on axis 1, one element for each"
             )
+    if channels == 0:
+        raise IndexError(
+            f"Dimension out of range: batch norm needs a channel axis, got {shape}; expected (N, C, *), such as x[None]"
+        )
     allowed = {input.dtype, torch.float32} if input.dtype.itemsize == 2 else {input.dtype}
     if not {tensor.dtype for tensor in given.values()} <= allowed:
         got = ", ".join(f"{name} {tensor.dtype}" for name, tensor in given.items())
