@@ -38,7 +38,7 @@ CUT_OFF = """root => [root, ...root.querySelectorAll('*')]
 
 @contextmanager
 def jupyter_lab(folder, home):
-    """Run JupyterLab in `folder`, which holds notebooks/, with all that it remembers under `home`; yield its address."""
+    """Run JupyterLab in `folder`, where notebooks/ is, with all it remembers under `home`; yield its address."""
     for name, values in SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,9 @@ class Notebook:
     def __init__(self, page, name):
         self.page = page
         self.name = name
-        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path})", f"notebooks/{name}.ipynb")
+        page.evaluate(
+            "async path => { await jupyterapp.commands.execute('docmanager:open', {path}) }", f"notebooks/{name}.ipynb"
+        )
         page.wait_for_function(f"{KERNEL} === 'idle'")  # cells run before that are forgotten
 
     def run_all(self, seconds):
