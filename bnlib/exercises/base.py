@@ -7,7 +7,7 @@ mistakes comes for nothing: turn the knobs of both.
 
 import time
 from dataclasses import dataclass, replace
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import torch
@@ -130,7 +130,11 @@ class FunctionExercise:
             def forward_and_backward():
                 return gradients(read(attempt(*arguments.values()), self.results, wanted, dtype)[0], leaves)
 
-            seen.gradients, seen.gradient_trouble = guard.call(forward_and_backward)
+            seen.gradients, trouble = guard.call(forward_and_backward)
+            if trouble and "modified by an inplace operation" in trouble.text:
+                seen.values_only = True  # on a copy of one's own that is a matter of autograd, not of BN
+            else:
+                seen.gradient_trouble = trouble
         return seen
 
     # ---- the right answer, and wrong ones
@@ -156,8 +160,8 @@ class FunctionExercise:
             generator = torch.Generator().manual_seed(0)
 
             def shaken(tensor):
-                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
-                return tensor.double() * (1 + UNIT / 2 * signs)
+                noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+                return tensor.double() * (1 + UNIT * noise)
 
             changes = (torch.Tensor.double, shaken, lambda tensor: tensor.float())
             (outputs, slopes), *others = (self.solve(case, together(bends), change) for change in changes)
@@ -308,28 +312,44 @@ class FunctionExercise:
             values = self.explanation(mended) if odd else None
             if values is not None:
                 named[odd.name] = odd
-        if values is None and any(observed.trouble for observed in seen.values()):  # and where it does not raise?
-            calm = {case: observed for case, observed in seen.items() if not observed.trouble}
-            values = self.explanation(calm) if len(calm) > len(seen) / 2 and self.cases[1] in calm else None
         if values is None:
             values = self.unexplained(seen, wrong, bool(named))
         case = wrong[0]
         return [*named.values(), *values], self.evidence(case, seen[case]) if seen[case].outputs else {}
 
     def explanation(self, seen):
-        """Return the fewest mistakes of the catalogue, at most two, that give what was seen; None if there are none."""
+        """Return the fewest mistakes of the catalogue that give what was seen; None if there are none."""
         if not any(observed.outputs for observed in seen.values()):
             return None
-        pairs = combinations([bend for bend in self._bends if bend.mistake.paired], 2)
-        pairs = (pair for pair in pairs if not pair[0].knobs.keys() & pair[1].knobs.keys())
-        target, plain = self.target(seen), [case for case in seen if not case.ill]
-        for candidates in ([()], ((bend,) for bend in self._bends), pairs):
-            for bends in candidates:
+        raised = [case for case in seen if seen[case].trouble and not case.ill]
+        calm = [case for case in seen if not seen[case].trouble and not case.ill]
+        target = self.target(seen)
+        for tier in self.tiers():
+            but_for_raising = None
+            for bends in tier:
                 if self.alike(target, self.sketch(bends)) and all(
-                    self.agrees(seen[case], case, bends) for case in plain
+                    self.agrees(seen[case], case, bends) for case in calm
                 ):
-                    return [*(bend.mistake for bend in bends), *self.arithmetic(seen, bends)]
+                    if all(self.agrees(seen[case], case, bends) for case in raised):
+                        return [*(bend.mistake for bend in bends), *self.arithmetic(seen, bends)]
+                    but_for_raising = but_for_raising or bends
+            if but_for_raising and len(calm) > len(seen) / 2:
+                return [bend.mistake for bend in but_for_raising]
         return None
+
+    def tiers(self):
+        """Yield what may have been done wrong, the simplest first: nothing, each mistake, pairs, and some triples.
+
+        A triple holds two of the first three mistakes: `std()` for the root of the variance plus ε makes two at once.
+        """
+        everyday = self._bends[:3]
+        common = [bend for bend in self._bends if not bend.mistake.rare]
+        rare = [bend for bend in self._bends if bend.mistake.rare]
+        yield [()]
+        yield ((bend,) for bend in self._bends)
+        yield (pair for pair in (*combinations(common, 2), *product(everyday, rare)) if compatible(*pair))
+        pairs = (pair for pair in combinations(everyday, 2) if compatible(*pair))
+        yield ((*pair, bend) for pair in pairs for bend in self._bends if compatible(*pair, bend))
 
     def target(self, seen):
         """Return what `sketch` has to be like."""
@@ -460,6 +480,11 @@ def weights(output):
     """Return the fixed weights w of the loss (w · y).sum(): the plain sum of BN's output has no gradient at all."""
     generator = torch.Generator().manual_seed(output.numel())
     return torch.randint(-3, 4, output.shape, generator=generator).to(output.dtype)
+
+
+def compatible(*bends):
+    """Return whether no two bends turn the same knob."""
+    return len(together(bends)) == sum(len(bend.knobs) for bend in bends)
 
 
 def together(bends):

@@ -14,18 +14,25 @@ class Mistake:
     knobs        keyword arguments that bend the right formula into this mistake; none for a mistake of arithmetic, which
                  shows on ill-conditioned inputs alone
     also         further knobs that come to the same mistake
-    paired       whether it is also tried together with a second one
+    rare         tried together with the catalogue's first three mistakes only, not with every other
     """
 
-    def __init__(self, name, cause, lesson=None, *, also=(), paired=True, **knobs):
+    def __init__(self, name, cause, lesson=None, *, also=(), **knobs):
         self.name = name
         self.cause = cause
         self.lesson = lesson
-        self.paired = paired
+        self.rare = False
         self.variants = ((knobs,) if knobs else ()) + tuple(also)
 
     def __repr__(self):
         return f"Mistake({self.name!r}, {self.cause!r})"
+
+
+def rarely(*mistakes):
+    """Return mistakes marked as rare."""
+    for mistake in mistakes:
+        mistake.rare = True
+    return mistakes
 
 
 @dataclass(eq=False)

@@ -15,8 +15,10 @@ from torch.func import functional_call
 from .answers import NOTHING, TYPE, describe
 from .base import ENDLESS, RAISES, FunctionExercise, Unanswered, located, refused, unanswered
 from .catalogue import Case, Mistake, batch
+from .formula import divided, normalise, scaled
 from .guard import Guard, is_stub
-from .normalise import BATCH_NORM, EPS_OTHER, divided, drawn_images, image_cases, normalise, scaled
+from .mistakes import OTHER
+from .normalise import BATCH_NORM, drawn_images, image_cases
 from .statistics import RUNNING_STATS
 from .verdict import Verdict
 
@@ -216,7 +218,7 @@ def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
 TRAINING = replace(
     BATCH_NORM,
     formula=training_output,
-    mistakes=(*[m for m in BATCH_NORM.mistakes if m.name != "epsilon fixed"], *EPS_OTHER, *RUNS),
+    mistakes=(*[m for m in BATCH_NORM.mistakes if m.name != "epsilon fixed"], *OTHER, *RUNS),
     cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
     drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
 )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .answers import NOTHING, TYPE, describe
-from .base import Bend, ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, together, unanswered
+from .base import ENDLESS, RAISES, UNKNOWN, Bend, Unanswered, located, refused, together, unanswered
 from .catalogue import Mistake
 from .guard import Guard, holds_dots, is_stub
 from .layer import parts, role_of

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from .base import FunctionExercise
 from .catalogue import Case, Mistake, batch, one_of
-from .normalise import SQUARES, average
+from .formula import average
+from .mistakes import SQUARES
 
 # ---- statistics of a channel, for channel_stats and running_stats
 
