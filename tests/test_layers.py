@@ -15,7 +15,7 @@ from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 import bnlib
 from bnlib.compare import BOUNDS
 
-torch.backends.__allow_nonbracketed_mutation_flag = True  # importing torch's samples forbids the flags that `fit` sets
+torch.backends.m.__allow_nonbracketed_mutation_flag = True  # importing torch's samples forbids the flags that fit sets
 
 RANKS = {1: (4, 3, 5), 2: (4, 3, 5, 6), 3: (4, 3, 2, 3, 2)}
 LAYERS = [(getattr(bnlib, f"BatchNorm{d}d"), getattr(nn, f"BatchNorm{d}d"), shape) for d, shape in RANKS.items()]
