@@ -15,14 +15,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 from lab import Notebook, chromium, jupyter_lab
 
 PRESSES = 15
-EXPLORERS = (
+EXPLORERS = (  # train_it_yourself is left out: its sliders only choose what to train
     "gamma_beta()",
     "class_size()",
     "who_shares_a_mean()",
     "loops()",
     "running_statistics()",
     "who_shares_a_mean('norms')",
-    # "train_eval_gap()",
+    "train_eval_gap()",
+    "inside_the_layers([explore.inside_the_layers.record(lenet(seed=k), torch.rand(64, 1, 28, 28)) for k in range(3)])",
 )
 FLOOR = """
 import ipywidgets as widgets
@@ -46,61 +47,80 @@ def draw(size):
     plt.show()
 widgets.interact(draw, size=widgets.IntSlider(8, 1, 64));
 """
-# milliseconds from the key press to the frame that shows a changed text, or a new picture loaded; null if none comes
+# milliseconds from the key press to the frame that shows a changed text, or a new picture loaded, and the frames
+# meanwhile without any picture; null if nothing changes
 WATCH = """([root, picture]) => {
-    window.took = new Promise(resolve => {
-        let pressed;
+    window.seen = new Promise(resolve => {
+        let pressed, empty = 0, over = false;
+        const look = () => {
+            if (picture && !root.querySelector('img')?.naturalWidth) empty += 1;
+            if (!over) requestAnimationFrame(look);
+        };
+        look();
         const done = () => { observer.disconnect(); root.removeEventListener('load', done, true);
-                             requestAnimationFrame(() => resolve(performance.now() - pressed)); };
+                             requestAnimationFrame(() => {
+                                 over = true;
+                                 resolve([performance.now() - pressed, empty]);
+                             }); };
         const observer = new MutationObserver(done);
         document.addEventListener('keydown', () => {
             pressed = performance.now();
             if (picture) root.addEventListener('load', done, true);
             else observer.observe(root.querySelector('[role=status]').parentElement, {childList: true, subtree: true});
         }, {capture: true, once: true});
-        setTimeout(() => resolve(null), 3000);
+        setTimeout(() => { over = true; resolve(null); }, 5000);
     });
 }"""
 
 
 def press(page, root, slider, picture):
-    """Press an arrow key on a slider; return the milliseconds until `root` shows the result, None if it never does."""
+    """Press an arrow key on a slider; return what `WATCH` saw in `root`."""
     handle = slider.locator(".noUi-handle")
     handle.focus()
     page.evaluate(WATCH, [root.element_handle(), picture])
     low, high, now = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "max", "now"))
     page.keyboard.press("ArrowLeft" if now - low > (high - low) / 2 else "ArrowRight")
-    return page.evaluate("window.took")
+    return page.evaluate("window.seen")
 
 
 def ratios(page, floor, root, slider):
-    """Return (milliseconds, floor's milliseconds), one each for every press that changed the picture."""
-    pairs = []
+    """Return (milliseconds, empty frames, floor's milliseconds) for every press that changed the picture."""
+    seen = []
     for _ in range(PRESSES + 1):  # the first warms up
         below = press(page, floor, floor.locator(".widget-slider"), False)
-        took = press(page, root, slider, True)
-        if took is not None:
-            pairs.append((took, below))
-    return pairs[1:]
+        above = press(page, root, slider, True)
+        if above and below:
+            seen.append((*above, below[0]))
+    return seen[1:]
 
 
-def row(what, pairs):
-    if not pairs:
-        return {"what": what, "ratio": float("inf"), "spread": 0.0, "note": "the picture never changed"}
-    took, below = (statistics.median(column) for column in zip(*pairs, strict=True))
-    quarters = statistics.quantiles([a / below for a, _ in pairs], n=4)
-    worst = max(a for a, _ in pairs) / below
+def row(what, seen):
+    if not seen:
+        return {
+            "what": what,
+            "ratio": float("inf"),
+            "spread": (float("inf"), float("inf")),
+            "note": "the picture never changed",
+        }
+    took, empty, below = zip(*seen, strict=True)
+    floor = statistics.median(below)
+    quarters = statistics.quantiles([a / b for a, b in zip(took, below, strict=True)], n=4)
     return {
         "what": what,
-        "ratio": took / below,
-        "spread": (quarters[2] - quarters[0]) / 2,
-        "note": f"{took:.0f} ms, floor {below:.0f} ms, worst of {len(pairs)} {worst:.1f}x",
+        "ratio": statistics.median(took) / floor,
+        "spread": (quarters[0], quarters[2]),
+        "note": f"{statistics.median(took):.0f} ms, floor {floor:.0f} ms, worst of {len(seen)} "
+        f"{max(took) / floor:.1f}x, {sum(empty)} frames without a picture",
     }
 
 
 def measure():
     """Return one row for each slider that can be moved, and one for the same picture under interact and plt.show()."""
-    cells = [FLOOR, INTERACT, *(f"import bnlib\nbnlib.explore.{call}" for call in EXPLORERS)]
+    cells = [
+        FLOOR,
+        INTERACT,
+        *(f"import torch\nfrom bnlib import explore, lenet\nexplore.{call}" for call in EXPLORERS),
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         notebook = nbformat.v4.new_notebook(
@@ -109,21 +129,21 @@ def measure():
         )
         (Path(folder) / "notebooks").mkdir()
         nbformat.write(notebook, Path(folder) / "notebooks" / "explorers.ipynb")
-        with jupyter_lab(Path(folder) / "notebooks", Path(folder)) as address, chromium(address) as page:
+        with jupyter_lab(folder, Path(folder)) as address, chromium(address) as page:
             Notebook(page, "explorers").run_all(seconds=120)
-            outputs = page.locator(".jp-CodeCell .jp-OutputArea")
-            floor, interact = outputs.nth(0), outputs.nth(1)
-            rows.append(
-                row("interact and plt.show()", ratios(page, floor, interact, interact.locator(".widget-slider")))
-            )
-            for call, output in zip(EXPLORERS, outputs.all()[2:], strict=True):
+            floor, interact, *explorers = page.locator(".jp-CodeCell").all()
+            seen = ratios(page, floor, interact, interact.locator(".widget-slider"))
+            rows.append(row("running_statistics() under interact and plt.show(): Batch size n", seen))
+            for call, output in zip(EXPLORERS, explorers, strict=True):
+                name = call.split("([")[0]
                 for slider in output.locator(".widget-slider").all():
                     if slider.is_visible() and not slider.locator("[disabled]").count():
                         words = slider.locator(".widget-label").inner_text()
-                        rows.append(row(f"{call}: {words}", ratios(page, floor, output, slider)))
+                        rows.append(row(f"{name}: {words}", ratios(page, floor, output, slider)))
     return rows
 
 
 if __name__ == "__main__":
     for each in measure():
-        print(f"{each['ratio']:5.2f} ± {each['spread']:.2f}  {each['what']:60} {each['note']}")
+        low, high = each["spread"]
+        print(f"{each['ratio']:5.2f} ({low:.2f} to {high:.2f})  {each['what']:50} {each['note']}")

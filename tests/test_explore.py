@@ -32,7 +32,12 @@ every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORE
 
 
 def pixels(explorer):
-    return np.asarray(Image.open(io.BytesIO(explorer.png())))
+    return np.asarray(Image.open(io.BytesIO(explorer.png()))).astype(int)
+
+
+def alike(picture, other):
+    """Return whether two pictures differ by rounding only: where numbers lie in memory changes the order of sums."""
+    return abs(picture - other).max() <= 16
 
 
 @pytest.mark.parametrize("gamma", [1.0, -3.0, 0.0])
@@ -128,7 +133,7 @@ def test_the_biased_stream_aims_at_less():
 @every_explorer
 def test_every_control_moves_picture_and_caption_and_reset_brings_them_back(make):
     explorer = make()
-    first = explorer.png(), explorer.caption
+    picture, caption = pixels(explorer), explorer.caption
     for name, control in explorer.controls.items():
         if control.disabled:
             continue
@@ -138,10 +143,11 @@ def test_every_control_moves_picture_and_caption_and_reset_brings_them_back(make
             control.index += 1
         else:
             control.value = next(value for _, value in control._options_full if value != control.value)
-        assert explorer.caption != first[1], name
-        assert explorer.png() != first[0], name
+        assert explorer.caption != caption, name
+        assert not alike(pixels(explorer), picture), name
         explorer.reset()
-        assert (explorer.png(), explorer.caption) == first, name
+        assert explorer.caption == caption, name
+        assert alike(pixels(explorer), picture), name
 
 
 @every_explorer
@@ -151,7 +157,7 @@ def test_what_moves_is_drawn_as_if_all_were_drawn_anew(make):
     before = pixels(explorer)
     explorer.axes_moved()
     explorer.refresh()
-    assert (pixels(explorer) == before).all()
+    assert alike(pixels(explorer), before)
 
 
 @every_explorer
