@@ -23,16 +23,6 @@ def images():
     return Images(*parts, all_.class_names, "a few digits")
 
 
-def finish(explorer):
-    """Wait for the training of `explorer`, and return its caption."""
-    end = time.monotonic() + 60
-    run = explorer._runs[-1]
-    while not (run.over and str(run) in explorer.caption):
-        assert time.monotonic() < end, explorer.caption
-        time.sleep(0.02)
-    return explorer.caption
-
-
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
 @pytest.mark.parametrize("size", [1, 8])
 def test_the_gap_between_train_and_eval_is_that_of_torchs_layer(size, momentum):
@@ -75,11 +65,11 @@ def test_an_error_in_a_training_stands_in_the_caption(images):
     explorer = explore.train_it_yourself(images)
     images = Images(images.train_images * float("nan"), *list(vars(images).values())[1:])
     explorer._images = images
-    explorer.start()
-    assert "failed: the loss is nan in epoch 1" in finish(explorer)
+    explorer.start().join()
+    assert "failed: the loss is nan in epoch 1" in explorer.caption
     explorer._images = "not images"
-    explorer.start()
-    assert "failed: 'str' object has no attribute" in finish(explorer)
+    explorer.start().join()
+    assert "failed: 'str' object has no attribute" in explorer.caption
 
 
 def test_nothing_trains_before_start_and_two_runs_are_compared(images):
@@ -88,27 +78,30 @@ def test_nothing_trains_before_start_and_two_runs_are_compared(images):
     assert explorer.caption.startswith("No training yet. Start trains LeNet on a few digits with our layer")
     still = explorer.png()
     explorer.set(epochs=1)
-    explorer.start()
-    explorer.start()  # while the first goes on: nothing
-    assert "The run before" not in finish(explorer)
+    thread = explorer.start()
+    assert explorer.start() is thread  # while it goes on, no second one
+    thread.join()
+    assert "our layer (momentum 0.1), constant learning rate 1, batches of 64, 1 epoch: finished;" in explorer.caption
+    assert "The run before" not in explorer.caption
     assert explorer.png() != still
     explorer.set(norm="none")
-    explorer.start()
-    words = finish(explorer)
-    assert "The run before, our layer (momentum 0.1)" in words
+    explorer.start().join()
+    assert explorer.caption.startswith("This run, no normalization")
+    assert "The run before, our layer (momentum 0.1)" in explorer.caption
     explorer.reset()
     assert explorer.png() == still
 
 
 def test_controls_answer_while_it_trains(images):
     explorer = explore.train_it_yourself(images)
-    explorer.start()
+    thread = explorer.start()
     start = time.monotonic()
     explorer.set(lr=0.3)
     assert "Start would train our layer (momentum 0.1), constant learning rate 0.3" in explorer.caption
     assert time.monotonic() - start < 1
     explorer.stop()
-    assert "stopped in epoch" in finish(explorer)
+    thread.join()
+    assert "stopped in epoch" in explorer.caption
 
 
 @pytest.mark.parametrize("norm", ["scratch", "torch"])

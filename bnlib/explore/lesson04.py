@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-from ipywidgets import Button
 from matplotlib.collections import LineCollection
 from torch import Tensor
 
 from ..plots import BLUE, GREY, VERMILION
-from .base import Explorer, choice, slider
+from .base import Explorer, button, choice, slider
 from .lesson03 import follow
 
 EPS = 1e-5
@@ -68,8 +67,7 @@ class TrainEvalGap(Explorer):
 
     def __init__(self):
         self._seed = 0
-        again = Button(description="Draw again", icon="refresh", tooltip="Draw other images")
-        again.on_click(self._draw_again)
+        again = button("Draw again", self._draw_again, icon="refresh", tooltip="Draw other images")
         controls = {
             "size": slider("Batch size N (images)", 8, 1, LARGEST, tooltip="How many images share mean and variance"),
             "momentum": slider("Momentum", 0.1, 0.01, 1.0, 0.01, tooltip="How much of each new batch enters"),
@@ -83,7 +81,7 @@ class TrainEvalGap(Explorer):
         }
         super().__init__(controls, [again])
 
-    def _draw_again(self, _):
+    def _draw_again(self):
         self._seed += 1
         self.refresh()
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from ipywidgets import Button
 from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,7 +16,7 @@ from ..layers import BatchNorm
 from ..models import lenet
 from ..plots import BLUE, GREY, SKY, VERMILION
 from ..training import fit
-from .base import Explorer, choice, slider, stops
+from .base import Explorer, button, choice, slider, stops
 
 EPOCHS = 10  # at most
 POINTS_PER_EPOCH = 20  # of the loss curve
@@ -58,8 +57,8 @@ def words(norm, lr, batch_size, momentum, schedule, epochs):
 def train(run, images, tell):
     """Train LeNet as `run.settings` say; keep `run` up to date, and call `tell()` whenever there is news."""
     settings = dict(run.settings)
-    model = lenet(settings.pop("norm"), momentum=settings.pop("momentum"))
-    waiting = []
+    norm, momentum = settings.pop("norm"), settings.pop("momentum")
+    waiting = []  # losses since the last point of the curve
 
     def on_step(step):
         waiting.append(step.loss)
@@ -67,7 +66,7 @@ def train(run, images, tell):
             run.losses.append((step.epoch, torch.stack(waiting).mean().item()))
             waiting.clear()
             tell()
-        return run.stop.is_set()
+        return run.stop.is_set() or not threading.main_thread().is_alive()  # Python itself is about to end
 
     def on_epoch(history):
         run.train_accuracy, run.test_accuracy = [*history.train_accuracy], [*history.test_accuracy]
@@ -76,6 +75,7 @@ def train(run, images, tell):
     run.state = "training"
     try:
         images = digits() if images is None else images
+        model = lenet(norm, momentum=momentum)
         history = fit(model, images, on_step=on_step, on_epoch=on_epoch, progress=False, **settings)
         done = len(history.test_accuracy)
         run.state = "finished" if done == settings["epochs"] else f"stopped in epoch {done + 1}"
@@ -101,10 +101,8 @@ class TrainItYourself(Explorer):
         self._images = images
         self._runs = []  # the one before and the last
         self._shown = 0.0
-        start = Button(description="Start", icon="play", tooltip="Train with these settings")
-        stop = Button(description="Stop", icon="stop", tooltip="End the training after the step under way")
-        start.on_click(lambda _: self.start())
-        stop.on_click(lambda _: self.stop())
+        start = button("Start", self.start, icon="play", tooltip="Train with these settings")
+        stop = button("Stop", self.stop, icon="stop", tooltip="End the training after the step under way")
         controls = {
             "norm": choice(
                 "Normalization",
@@ -131,12 +129,14 @@ class TrainItYourself(Explorer):
         super().__init__(controls, [start, stop])
 
     def start(self):
-        """Train with the controls' settings, in a thread, unless a training is under way."""
-        if self._runs and not self._runs[-1].over:
-            return
-        run = Run(self.values())
-        self._runs = [*self._runs[-1:], run]
-        threading.Thread(target=train, args=(run, self._images, lambda: self._news(run)), daemon=True).start()
+        """Train with the controls' settings, unless a training is under way; return the thread that trains."""
+        if not self._runs or self._runs[-1].over:
+            run = Run(self.values())
+            self._runs = [*self._runs[-1:], run]
+            self.refresh()
+            self._thread = threading.Thread(target=train, args=(run, self._images, lambda: self._news(run)))
+            self._thread.start()
+        return self._thread
 
     def stop(self):
         """End the training under way, if there is one, after its present step."""
@@ -162,7 +162,7 @@ class TrainItYourself(Explorer):
         right.set(ylim=(0, 1.02), title="Test accuracy (thin: train)")
         self._ends = []
         for axes, chance in ((left, math.log(10)), (right, 0.1)):
-            axes.set(xlim=(0, EPOCHS + 0.1), xticks=range(0, EPOCHS + 1, 2), xlabel="epochs")
+            axes.set(xlim=(0, EPOCHS + 0.2), xticks=range(0, EPOCHS + 1, 2), xlabel="epochs")
             axes.axhline(chance, color=GREY, linestyle=":")
             axes.text(EPOCHS, chance, "chance", ha="right", va="bottom", color=GREY)
             self._ends.append(self.moves(axes.axvline(0, color=GREY, linestyle="-.", linewidth=1)))
