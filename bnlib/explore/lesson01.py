@@ -50,12 +50,16 @@ class GammaBeta(Explorer):
             self._grades, self._subjects = checked(grades)
         back = button("Give the grades back", self._give_back, tooltip="γ = σ and β = μ: what undoes it")
         new = button("New layer", lambda: self.set(gamma=1.0, beta=0.0), tooltip="γ = 1 and β = 0: the start")
-        eps = [("0.00001", 1e-5), ("0.1", 0.1), ("1", 1.0), ("10", 10.0), ("100", 100.0), ("1000", 1000.0)]
         controls = {
             "subject": subject_buttons(self._subjects),
             "gamma": slider("γ, the scale (points)", 10.0, -25.0, 25.0, 0.1, tooltip="The spread after", format=".1f"),
             "beta": slider("β, the shift (points)", 60.0, -20.0, 120.0, 0.5, tooltip="The mean after", format=".1f"),
-            "eps": stops("ε (points squared)", 1e-5, eps, tooltip="Added to the variance, inside the root"),
+            "eps": stops(
+                "ε (points squared)",
+                1e-5,
+                [(plain(eps), eps) for eps in (1e-5, 0.1, 1.0, 10.0, 100.0, 1000.0)],
+                tooltip="Added to the variance, inside the root",
+            ),
         }
         super().__init__(controls, [back, new])
 
@@ -111,7 +115,7 @@ class GammaBeta(Explorer):
         out = int(((result.after < RULER[0]) | (result.after > RULER[1])).sum())
         return (
             f"{self._subjects[subject].capitalize()}, {len(gap)} students: mean μ = {result.grades.mean():.2f} and "
-            f"spread (standard deviation) σ = {spreads[0]:.2f} points. Standardised, with ε = {eps:g}, they have "
+            f"spread (standard deviation) σ = {spreads[0]:.2f} points. Standardised, with ε = {plain(eps)}, they have "
             f"mean 0 and spread {spreads[1]:.3f}. After γ = {gamma:.2f} and β = {beta:.2f} the mean is "
             f"{result.after.mean():.2f} and the spread {spreads[2]:.2f}"
             + (": the order is turned round." if gamma < 0 < spreads[2] else ".")
@@ -256,6 +260,11 @@ class ClassSize(Explorer):
         law.set_yticks([1 / part for part in parts], names)
         law.minorticks_off()
         self.axes_moved()
+
+
+def plain(eps):
+    """Return ε in words without an exponent."""
+    return f"{eps:.5f}".rstrip("0").rstrip(".")
 
 
 def scattered(n):

@@ -27,7 +27,7 @@ READINGS = {  # face -> the choices: words on the button, reading, tooltip
 HOW = {  # reading -> how the picture is laid out
     "2D": "rows are samples, columns are channels",
     "3D": "in each sample rows are channels, columns are positions",
-    "mistaken": "in each sample rows are positions; BatchNorm1d takes them for channels",
+    "mistaken": "rows are positions, which BatchNorm1d takes for channels",
 } | dict.fromkeys(
     ("batch", "layer", "instance", "group"), "rows are samples, columns are channels, blocks are images H × W"
 )
@@ -195,7 +195,7 @@ class WhoSharesAMean(Explorer):
                 row, column = row + index[:, 2], column + index[:, 3]
         left, top = 118, 98
         width = min(96, (672 - left) / (column.max().item() + 1))
-        height = min(64, (100 * self.size[1] - 10 - top) / (row.max().item() + 1))
+        height = min(84, (100 * self.size[1] - 10 - top) / (row.max().item() + 1))
         x, y = left + column * width, top + row * height  # of the cells' left top corners
         corners = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]]) * torch.tensor([width - 3, height - 3])
         self._cells.set_verts((torch.stack([x, y], 1)[:, None] + corners).numpy())

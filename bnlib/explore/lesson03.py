@@ -270,12 +270,14 @@ class RunningStatistics(Explorer):
                 "exponential",
                 ["exponential", "cumulative"],
                 tooltips=["momentum = a number", "momentum=None: the mean of all batches so far"],
+                width="auto",
             ),
             "unbiased": choice(
                 "Variance",
                 True,
                 [("unbiased, ÷ (n − 1)", True), ("biased, ÷ n", False)],
                 tooltips=["What PyTorch stores", "What normalises the batch, but is not stored"],
+                width="auto",
             ),
         }
         super().__init__(controls, [again])
