@@ -1,7 +1,7 @@
 """The training loop, evaluation, and running statistics estimated anew.
 
 The data set moves to the device once, batches are index selections there, and sums stay there until they are read,
-five times an epoch: no step waits for the host only to print.
+five times an epoch: no step waits for the host only to print. On a CUDA device a step is recorded once and replayed.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ SCHEDULES = {  # share of the training done -> factor of the learning rate
 }
 PRECISIONS = ("float32", "tf32", "bfloat16")
 POINTS_PER_EPOCH = 5
+RECORDING = ("cuda",)  # kinds of devices whose work torch can record and replay
 
 
 class Step(NamedTuple):
@@ -68,7 +69,8 @@ def fit(
     compile     run the model through torch.compile, which needs a C++ compiler and a while before the first step
 
     Interrupted (the kernel's stop button), it returns what there is. Raises ValueError for an argument or a label out
-    of range and for a device that is not there, FloatingPointError when the loss is no longer finite.
+    of range and for a device that is not there, FloatingPointError when loss or weights are no longer finite (the
+    checkpoint is then the last good one), RuntimeError where torch.compile does not work.
     """
     _check_settings(epochs, batch_size, lr, schedule, precision)
     device = find_device(device)
@@ -77,7 +79,8 @@ def fit(
     x, y = images.train_images.to(device), images.train_labels.to(device)
     test = images.test_images.to(device), images.test_labels.to(device)
     _check_outputs(model, x[:1], classes)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    rate = torch.tensor(float(lr), device=device)  # a tensor, because a recorded step cannot see a new number
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=True)
     shuffle = torch.Generator().manual_seed(seed)
     settings = {"batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed, "examples": len(x)}
     if schedule != "constant":
@@ -85,33 +88,38 @@ def fit(
     history = load_checkpoint(checkpoint, model, shuffle, settings) if checkpoint is not None else None
     history = history or History()
     history.device = str(device)
-    forward = torch.compile(model) if compile else model
+    forward = _compiled(model, device) if compile else model
+    sums = torch.zeros(2, device=device)  # of losses and of right answers, since they were last read
 
-    def step(indices, done):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * SCHEDULES[schedule](done / epochs)
+    def step(indices):
+        labels = y[indices]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             logits = forward(x[indices])  # (B, classes)
-            loss = F.cross_entropy(logits, y[indices])
+            loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.detach(), (logits.detach().argmax(1) == y[indices]).sum()
+        right = (logits.detach().argmax(1) == labels).sum()
+        sums.add_(torch.stack([loss.detach() * len(indices), right]))
+        return loss.detach()
 
     done = len(history.train_loss)
     with contextlib.suppress(KeyboardInterrupt), _tf32(precision == "tf32"), _bar(epochs, done, progress) as bar:
+        if device.type in RECORDING:
+            model.train()
+            changing = [*model.parameters(), *model.buffers(), sums]
+            step = replayed(step, torch.arange(min(batch_size, len(x)), device=device), changing)
         for epoch in range(done, epochs):
             model.train()
             batches = torch.randperm(len(x), generator=shuffle).to(device).split(batch_size)
             if len(batches[-1]) == 1 < batch_size:
                 batches = batches[:-1]
             reads = {len(batches) * fifth // POINTS_PER_EPOCH for fifth in range(1, POINTS_PER_EPOCH + 1)}
-            sums, seen, parts = torch.zeros(2, device=device), 0, []  # loss and right answers since the last read
+            seen, parts = 0, []
             start = time.perf_counter()
             for i, indices in enumerate(batches, 1):
-                loss, right = step(indices, epoch + (i - 1) / len(batches))
-                sums[0].add_(loss, alpha=len(indices))
-                sums[1].add_(right)
+                rate.fill_(lr * SCHEDULES[schedule]((epoch + (i - 1) / len(batches)) / epochs))
+                loss = step(indices)
                 seen += len(indices)
                 stop = on_step is not None and on_step(Step(epoch + i / len(batches), loss, model)) is True
                 if i in reads or stop or (device.type == "cpu" and not loss.isfinite()):
@@ -119,7 +127,7 @@ def fit(
                     sums.zero_()
                     seen = 0
                     history.points.append(_point(epoch + i / len(batches), [parts[-1]]))
-                    _check_finite(history.points[-1].loss, epoch, i, lr)
+                    _check_finite("loss", history.points[-1].loss, epoch, i, lr)
                 bar.update(1 / len(batches))
                 if stop:
                     return history
@@ -133,10 +141,53 @@ def fit(
             history.examples_per_second = (epoch + 1) * sum(part[0] for part in parts) / history.seconds
             bar.set_postfix_str(f"loss {mean.loss:.3f}, test accuracy {accuracy:.3f}")
             if checkpoint is not None:
+                size = sum(parameter.detach().abs().sum() for parameter in model.parameters())
+                _check_finite("sum of the weights' sizes", float(size), epoch, len(batches), lr)
                 save_checkpoint(checkpoint, model, shuffle, history, settings)
             if on_epoch is not None:
                 on_epoch(history)
     return history
+
+
+def replayed(step, example, changing):
+    """Return `step`, recorded as a CUDA graph: its hundred kernels are launched as one, which is most of their time.
+
+    step      a function of indices (B,) on the device that returns a tensor
+    example   indices (B,); batches of another length are taken by `step` itself
+    changing  the tensors that a step changes in place; the steps that torch wants before a recording leave no trace
+
+    A replay sees what has become of these tensors since, but no new values of Python's, such as a layer's momentum.
+    Where recording fails, as in a step that waits for the host, one line says so and `step` itself is returned.
+    """
+    indices = example.clone()  # where the recorded step looks for its batch
+    before = [tensor.detach().clone() for tensor in changing]
+    try:
+        with torch.cuda.device(example.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    step(indices)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                result = step(indices)
+    except RuntimeError as error:
+        print(f"Plain steps, because no CUDA graph could be recorded: {str(error).splitlines()[0]}")
+        return step
+    finally:
+        with torch.no_grad():
+            for tensor, was in zip(changing, before, strict=True):
+                tensor.copy_(was)
+
+    def replay(batch):
+        if len(batch) != len(indices):
+            return step(batch)
+        indices.copy_(batch)
+        graph.replay()
+        return result.clone()  # the next replay writes over it
+
+    return replay
 
 
 def evaluate(model, images, *, batch_size=1024) -> float:
@@ -213,6 +264,18 @@ def _accuracy(model, x, y, batch_size=1024):
     for module, mode in modes.items():
         module.training = mode
     return right.item() / len(y)
+
+
+def _compiled(model, device):
+    """Return torch.compile(model), after a trial on one addition: the model's own failure would come late and long."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # torch names no class for it
+        raise RuntimeError(
+            f"compile=True needs what torch.compile needs: a C++ compiler such as g++, on a GPU Triton, too. "
+            f"Here it failed: {str(error).splitlines()[0]} Install it, or leave compile out."
+        ) from error
+    return torch.compile(model)
 
 
 def _device_of(model):
@@ -308,9 +371,9 @@ def _check_outputs(model, x, classes):
         )
 
 
-def _check_finite(loss, epoch, step, lr):
-    if not math.isfinite(loss):
+def _check_finite(name, value, epoch, step, lr):
+    if not math.isfinite(value):
         raise FloatingPointError(
-            f"the loss is {loss} in epoch {epoch + 1}, step {step}: the weights have run away. "
+            f"the {name} is {value} in epoch {epoch + 1}, step {step}: the weights have run away. "
             f"Try a learning rate below {lr}, or batch normalization."
         )
