@@ -8,7 +8,7 @@ export BNLIB_DATA := $(abspath $(BNLIB_DATA))
 endif
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test validate notebooks gallery bench lint
+.PHONY: help lab test stress validate notebooks gallery bench lint
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
@@ -17,6 +17,9 @@ lab: .venv/.lab  ## open the lessons in JupyterLab
 
 test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
 	BNLIB_OFFLINE=1 $(PYTEST) $(NBVAL) tests notebooks
+
+stress: .venv/.dev  ## run lessons, explorers and layers under what no reader should have to suffer
+	BNLIB_STRESS=1 $(PYTEST) tests/stress tests/test_properties.py
 
 validate: .venv/.lab  ## compare every stored output of the lessons, as you have them, with a fresh run
 	$(PYTEST) $(NBVAL) notebooks
