@@ -1,18 +1,31 @@
 """Batch normalization when a batch is split over processes: what each one sees, and how they can agree.
 
 The gloo backend of torch.distributed needs neither a GPU nor a network: `run` starts real processes on this machine,
-which find each other through a file.
+which find each other through a file. As a script, under torchrun, this module is the training of lesson 05 in several
+processes:
+
+    torchrun --nproc-per-node 2 -m bnlib.distributed --epochs 2
 """
 
+import argparse
+import contextlib
+import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
+from .data import load_images
 from .functional import batch_norm, update_running
+from .layers import BatchNorm
+from .models import lenet
+from .training import SCHEDULES, find_device, fit
+
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # torchrun's variables, and what they are without it
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -66,6 +79,52 @@ def batch_norm_sync(
     return y.to(input.dtype)
 
 
+def shared(model: nn.Module) -> nn.Module:
+    """Return `model`, made to work on this process's share of each batch, and to return what it returns for all of it.
+
+    Every process then runs the same `fit` on the same images: it sees the same whole batches, outputs and losses as one
+    process alone, and computes a part of them. Our batch normalization layers take the whole batch's statistics, and
+    gradients are added up: each process has those of its share. torch's layers are left as they are (see
+    `nn.SyncBatchNorm`). For one optimizer step after each backward pass; outputs are (B, classes).
+    """
+    whole = model.forward
+
+    def forward(x):
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a batch is shared out over processes, which wait for each other")
+        edges = [len(x) * rank // dist.get_world_size() for rank in (dist.get_rank(), dist.get_rank() + 1)]
+        mine = slice(*edges)
+        share = whole(x[mine])
+        outputs = share.new_zeros(len(x), *share.shape[1:])
+        outputs[mine] = share.detach()
+        dist.all_reduce(outputs)
+        outputs[mine] = share  # once more, for the way back
+        return outputs
+
+    model.forward = forward
+    for layer in model.modules():
+        if isinstance(layer, BatchNorm):
+            layer.forward = partial(_normalise_together, layer)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: dist.all_reduce(parameter.grad))
+    return model
+
+
+def _normalise_together(layer, input):
+    """Return what `layer` makes of its share of a batch; for a batch's statistics it takes those of the whole one."""
+    if not layer.training and layer.running_mean is not None:
+        return type(layer).forward(layer, input)
+    layer._check_input_dim(input)
+    momentum = layer.momentum
+    if layer.track_running_stats:
+        layer.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / float(layer.num_batches_tracked)
+    return batch_norm_sync(
+        input, layer.running_mean, layer.running_var, layer.weight, layer.bias, True, momentum or 0.0, layer.eps
+    )
+
+
 def running_means(rank: int, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return process `rank`'s running means, each (C,), after one training step of momentum 1 on its share of x.
 
@@ -100,3 +159,58 @@ def _join_and_work(rank, processes, folder, worker, args):
         torch.save(worker(rank, *args), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def main(arguments=None):
+    """Train LeNet in this process and the others that torchrun has started; the first of them says how it goes."""
+    parser = argparse.ArgumentParser(
+        prog="torchrun --nproc-per-node N -m bnlib.distributed",
+        description="Train LeNet with batch normalization on N processes: each takes its share of every batch, and the "
+        "statistics are those of the whole batch, so N processes of batch B do what one of batch N times B does.",
+        epilog="On GPUs (nccl) one process each; on CPUs (gloo) as many as you like. Without torchrun: one process.",
+    )
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training images (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per process and step (%(default)s)")
+    parser.add_argument("--lr", type=float, default=1.0, help="learning rate (%(default)s)")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="constant", help="of the learning rate (%(default)s)")
+    parser.add_argument("--data", default="auto", help="what load_images takes: auto, fashion-mnist or digits")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--checkpoint", help="file to continue from and to write to, seen by all processes")
+    given = parser.parse_args(arguments)
+    rank, processes, local = (int(os.environ.get(name, alone)) for name, alone in ALONE.items())
+    cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
+    try:
+        device = find_device(f"cuda:{local}" if cuda else "cpu")
+        if processes > 1:
+            if cuda:
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if cuda else "gloo")
+        with contextlib.redirect_stdout(None) if rank else contextlib.nullcontext():
+            if rank:
+                dist.barrier()  # the first process downloads, the others find it done
+            images = load_images(given.data)
+            if processes > 1 and not rank:
+                dist.barrier()
+            model = lenet()
+            history = fit(
+                shared(model) if processes > 1 else model,
+                images,
+                epochs=given.epochs,
+                batch_size=given.batch_size * processes,
+                lr=given.lr,
+                schedule=given.schedule,
+                device=device,
+                checkpoint=given.checkpoint,
+                progress=not rank,
+                on_epoch=print,
+            )
+    except (ValueError, OSError, FloatingPointError) as error:
+        parser.exit(2, f"{error}\n")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return history
+
+
+if __name__ == "__main__":
+    main()

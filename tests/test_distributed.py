@@ -1,10 +1,17 @@
 """Two real gloo processes against one process with the whole batch."""
 
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 
+import bnlib
 from bnlib import batch_norm
-from bnlib.distributed import batch_norm_sync, run, running_means
+from bnlib.distributed import batch_norm_sync, main, run, running_means, shared
 
 N_FIRST = 5  # of eight: the shares differ in size
 
@@ -61,3 +68,54 @@ def test_without_other_processes_it_is_batch_norm():
 def test_an_error_in_one_process_is_raised_with_its_own_words():
     with pytest.raises(Exception, match="only the second process"):
         run(second_fails)
+
+
+def trained(model, images):
+    """Return weights, buffers and history of a training whose last batch is shorter than the others."""
+    history = bnlib.fit(model, images, epochs=2, batch_size=127, lr=0.5, progress=False)
+    epochs = torch.tensor([history.train_loss, history.train_accuracy, history.test_accuracy])
+    return model.state_dict() | {"epochs": epochs, "points": torch.tensor(history.points)}
+
+
+def train_on_a_share(rank, images):
+    return trained(shared(bnlib.lenet().double()), images)
+
+
+def test_two_processes_train_as_one_does_on_the_whole_batches(images):
+    images = dataclasses.replace(
+        images, train_images=images.train_images.double(), test_images=images.test_images.double()
+    )
+    whole = trained(bnlib.lenet().double(), images)
+    for found in run(train_on_a_share, images):
+        torch.testing.assert_close(found, dict(whole), rtol=1e-6, atol=1e-9)
+
+
+def test_torchrun_starts_the_same_training_and_one_process_speaks():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    result = subprocess.run(
+        [*command, "-m", "bnlib.distributed", "--data=digits", "--epochs=1", "--batch-size=64"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    alone = bnlib.fit(bnlib.lenet(), bnlib.load_images("digits"), epochs=1, batch_size=128, progress=False)
+    assert result.stdout.count("Data: ") == result.stdout.count("epoch 1") == 1
+    loss = re.search(r"epoch 1: train loss ([\d.]+),", result.stdout)[1]
+    assert float(loss) == pytest.approx(alone.train_loss[0], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs=0"], "epochs must be a whole number, 1 or more, got 0"),
+        (["--batch-size=many"], "argument --batch-size: invalid int value: 'many'"),
+        (["--data=cifar"], "unknown data set 'cifar'"),
+        (["--checkpoint=nowhere/run.pt"], "make the folder nowhere first"),
+    ],
+)
+def test_the_script_says_what_is_wrong_in_a_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--device=cpu", "--data=digits", *arguments])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
