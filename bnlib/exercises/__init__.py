@@ -24,9 +24,10 @@ from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
 from .guard import global_state_kept
 from .layer import LAYER
+from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
-from .statistics import AS_2D, CHANNEL_STATS, GIVE_BACK, RUNNING_STATS
+from .statistics import CHANNEL_STATS, RUNNING_STATS
 from .verdict import Verdict
 
 __all__ = ["EXERCISES", "Verdict", "bugs", "check"]

@@ -336,6 +336,11 @@ MOVES = Mistake(
     "after `.to(torch.float64)` a part of the layer is still float32: register it as a parameter or a buffer",
     4,
 )
+CUMULATIVE = Mistake(
+    "cumulative average instead of momentum",
+    "every batch weighs the same in the running statistics (momentum=None); asked for is momentum 0.1",
+    3,
+)
 STARTS = {
     "gamma": Mistake(
         "gamma does not start at 1", "γ starts at {}; a new layer has γ = 1, so that it only normalises", 1
@@ -557,7 +562,22 @@ class Examination:
                 return self.call(x, False, gamma=gamma, beta=beta, **values)[0]
 
         self.judged(UPDATE, update)
+        if "running statistics replaced" in self.found and self.averages_all():
+            del self.found["running statistics replaced"]
+            self.note([CUMULATIVE])
         self.judged(EVALUATION, evaluation)
+
+    def averages_all(self):
+        """Return whether two batches weigh the same in a new layer's running mean."""
+
+        def after_two():
+            layer, batches = self.make(3).train(), [batch((4, 3, 2, 2), seed) for seed in (1, 2)]
+            for x in batches:
+                layer(x)
+            running = parts(layer)[self.names["running mean"]].tensor
+            return alike([running.flatten()], [torch.cat(batches).mean((0, 2, 3))])
+
+        return self.tried(after_two)
 
     def look_at_copies(self):
         """Name what goes wrong when the layer is saved, moved, copied, or stands beside another."""

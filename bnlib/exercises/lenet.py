@@ -277,6 +277,12 @@ class Lenet:
         if trouble:
             if trouble.kind == "unanswered":
                 raise Unanswered
+            if "D input (got" in trouble.text:
+                cause = (
+                    f"{trouble.text.removeprefix('ValueError: ')}: BatchNorm2d follows a convolution, (B, C, H, W), "
+                    "BatchNorm1d a linear layer, (B, C)"
+                )
+                return [*found, Mistake("batch norm for another number of axes", cause)], evidence
             last = f"; the last layer reached is {calls[-1][0]}" if calls else ""
             return [
                 *found,

@@ -1,0 +1,237 @@
+"""The exercises `as_2d` and `give_back`, and their mistakes."""
+
+from functools import cache
+
+import torch
+from hypothesis import strategies as st
+
+from .base import FunctionExercise
+from .catalogue import Case, Mistake, batch, one_of
+from .formula import average
+from .mistakes import FIXED, SQUARES
+from .statistics import BY_HAND, drawn_rows
+
+# ---- as_2d
+
+
+def as_2d(x, *, how=lambda x: x.transpose(1, 2).flatten(0, 1)):
+    """Return x (N, C, L) as rows (N·L, C), or whatever else `how` makes of it."""
+    return how(x)
+
+
+def standardized(x):
+    """Return x (N, C, L) as rows (N·L, C), already normalised."""
+    rows = as_2d(x)
+    return (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
+
+
+LAST = "bring the channels to the last axis, x.permute(0, 2, 1), then reshape(-1, C)"
+LOST = "no number of x may get lost: each (sample, position) is a row, (N·L, C)"
+LAYOUTS = (
+    Mistake(
+        "reshaped without permute",
+        f"the rows mix channels and positions: `reshape` moves no number, it cuts the same sequence elsewhere; {LAST}",
+        how=lambda x: x.reshape(-1, x.shape[1]),
+    ),
+    Mistake(
+        "axes in the wrong order",
+        f"after the permute the last axis is not C, so each row holds one channel's neighbours; {LAST}",
+        also=[
+            dict(how=lambda x: x.transpose(0, 1).reshape(-1, x.shape[1])),
+            dict(how=lambda x: x.permute(1, 2, 0).reshape(-1, x.shape[1])),
+        ],
+    ),
+    Mistake(
+        "positions as features",
+        f"the rows are the L positions of one channel; a column of the result has to be a channel: {LAST}",
+        also=[
+            dict(how=lambda x: x.flatten(0, 1)),
+            dict(how=lambda x: x.transpose(0, 1).flatten(0, 1)),
+            dict(how=lambda x: x.transpose(0, 2).reshape(-1, x.shape[2])),
+        ],
+    ),
+    Mistake(
+        "channels as rows",
+        "the result is (C, N·L); its transpose is asked for, one column a channel",
+        how=lambda x: x.transpose(0, 1).flatten(1),
+    ),
+    Mistake(
+        "channels as rows, without permute",
+        f"the result is (C, N·L), and its rows mix channels: `reshape` moves no number; {LAST}",
+        how=lambda x: x.reshape(x.shape[1], -1),
+    ),
+    Mistake(
+        "samples as rows",
+        f"each sample became one row of C·L numbers, and 2D BatchNorm would have C·L features; {LAST}",
+        how=lambda x: x.flatten(1),
+    ),
+    Mistake(
+        "still three axes",
+        "the channels are last, but the shape is still (N, L, C): make one axis of N and L, reshape(-1, C)",
+        how=lambda x: x.transpose(1, 2),
+    ),
+    Mistake("unchanged", f"x comes back as it was, (N, C, L): {LAST}", how=lambda x: x),
+    Mistake("everything in one row", f"all axes were flattened into one; {LAST}", how=lambda x: x.flatten()),
+    Mistake("positions averaged", f"the positions were averaged away; {LOST}", how=lambda x: x.mean(2)),
+    Mistake("samples averaged", f"the samples were averaged away; {LOST}", how=lambda x: x.mean(0).T),
+    Mistake(
+        "one position only",
+        f"one position of each sample is left; {LOST}",
+        also=[dict(how=lambda x: x[:, :, 0]), dict(how=lambda x: x[:, :, -1])],
+    ),
+    Mistake("one sample only", f"one sample is left; {LOST}", how=lambda x: x[0].T),
+    Mistake(
+        "channels in another order",
+        "the columns are the channels, but not in the order of x",
+        how=lambda x: as_2d(x).flip(1),
+    ),
+    Mistake("already normalised", "the numbers are normalised; only their layout is asked for", how=standardized),
+)
+
+
+def columns(x, expected, received):
+    """Say which columns hold their channel's numbers."""
+    pairs = zip(expected.T, received.T, strict=True)
+    alike = [torch.allclose(right.sort().values, other.sort().values, rtol=1e-4) for right, other in pairs]
+    if all(alike):
+        return "Each column holds its channel's numbers, but in rows that are not one (sample, position) each."
+    return f"Not its channel's numbers: column {', '.join(str(c) for c, same in enumerate(alike) if not same)}."
+
+
+AS_2D = FunctionExercise(
+    name="as_2d",
+    lesson=2,
+    signature="as_2d(x (N, C, L)) -> (N*L, C)",
+    asks="Lay x out so that 2D BatchNorm on it equals 3D BatchNorm on x: one row for each (sample, position), in any "
+    "order, and one column for each channel.",
+    formula=as_2d,
+    mistakes=LAYOUTS,
+    cases=(
+        Case({"x": BY_HAND}),
+        Case({"x": batch((3, 4, 5), 1)}),
+        Case({"x": batch((4, 2, 3), 2, dtype=torch.float64)}),
+        Case({"x": batch((3, 3, 3), 3)}, "N, C and L are equal"),
+        Case({"x": batch((2, 4, 2), 4)}),
+    ),
+    drawn=drawn_rows(),
+    results=("rows",),
+    unordered=True,
+    explain=columns,
+)
+
+# ---- give_back
+
+
+def give_back(
+    x,
+    eps,
+    *,
+    over=(0,),
+    by="n",
+    around="mean",
+    power=0.5,
+    place="inside",
+    fixed=None,
+    scale="spread",
+    shift="mean",
+    order="γ, β",
+):
+    """Return the γ and β with which BN gives x (N, C) back, bent by the knobs."""
+    eps = eps if fixed is None else fixed
+    mean = average(x, over)
+    var = average((x - (mean if around == "mean" else 0)) ** 2, over, by).squeeze(over)
+    mean = mean.squeeze(over)
+    inside = {"inside": eps, "missing": 0.0, "outside": 0.0, "subtracted": -eps}[place]
+    spread = (var + inside) ** power + (eps if place == "outside" else 0.0)
+    gamma = {"spread": spread, "inverse": 1 / spread, "one": torch.ones_like(spread)}[scale]
+    beta = {
+        "mean": mean,
+        "minus": -mean,
+        "zero": torch.zeros_like(mean),
+        "divided": mean / spread,
+        "minus, divided": -mean / spread,
+        "multiplied": mean * spread,
+        "median": x.median(0).values,
+    }[shift]
+    return (gamma, beta) if order == "γ, β" else (beta, gamma)
+
+
+DIVIDED = "BN divided by √(var + ε)"
+INVERSES = (
+    Mistake(
+        "unbiased variance",
+        f"γ holds the variance ÷ (N − 1); {DIVIDED} with the biased one, ÷ N: `correction=0`",
+        3,
+        by="n - 1",
+    ),
+    Mistake(
+        "epsilon missing", f"γ is the plain standard deviation; {DIVIDED}, so γ has to hold ε too", 4, place="missing"
+    ),
+    Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", 4, place="outside"),
+    Mistake("variance instead of standard deviation", f"γ is the variance; {DIVIDED}, so a root is missing", power=1),
+    Mistake("gamma and beta swapped", "β comes first; return γ, the scale √(var + ε), then β, the mean", order="β, γ"),
+    Mistake("gamma inverted", f"γ is 1 / √(var + ε); {DIVIDED} already, γ has to multiply by it", scale="inverse"),
+    Mistake("sign of beta", "β is −mean; BN subtracted the mean already, β has to add it", shift="minus"),
+    Mistake(
+        "gamma and beta undo nothing",
+        "γ = 1 leaves the spread as BN made it: γ has to multiply by √(var + ε), β to add the mean",
+        also=[dict(scale="one"), dict(scale="one", shift="zero")],
+    ),
+    Mistake("beta zero", "β = 0 does not bring the mean back", shift="zero"),
+    Mistake("beta divided", "β is the mean itself: it is added last, after γ has multiplied", shift="divided"),
+    Mistake("beta multiplied", "β is the mean itself: it is added last, after γ has multiplied", shift="multiplied"),
+    Mistake(
+        "BN applied again",
+        "1 / √(var + ε) and −mean / √(var + ε) are what BN does; its inverse is asked for",
+        scale="inverse",
+        shift="minus, divided",
+    ),
+    Mistake(
+        "statistics over the wrong axes", "they are each row's (dim=1); each column is a channel: dim=0", over=(1,)
+    ),
+    Mistake(
+        "statistics over the wrong axes", "they are the whole table's; each column is a channel: dim=0", over=(0, 1)
+    ),
+    Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", 4, place="subtracted"),
+    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
+    Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),
+    Mistake("median instead of mean", "β is the median; BN subtracted the mean", shift="median"),
+    *FIXED[:4],  # one of 1e-12 is as good as none
+    SQUARES,
+)
+
+
+@cache
+def table(n, c, scale, mean, eps, dtype, seed):
+    """Return the case of a table (N, C)."""
+    return Case({"x": batch((n, c), seed, scale=scale, mean=mean, dtype=dtype), "eps": eps})
+
+
+GIVE_BACK = FunctionExercise(
+    name="give_back",
+    lesson=1,
+    signature="give_back(x (N, C), eps) -> (gamma (C,), beta (C,))",
+    asks="Return the γ and β with which BN, y = (x − mean) / √(var + ε) · γ + β, gives x itself back.",
+    formula=give_back,
+    mistakes=INVERSES,
+    cases=(
+        Case({"x": torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]]), "eps": 1.0}),
+        Case({"x": batch((5, 3), 1), "eps": 0.1}),
+        Case({"x": batch((3, 4), 2, dtype=torch.float64), "eps": 1e-3}),
+        Case({"x": batch((3, 3), 3), "eps": 0.5}),
+        Case({"x": batch((6, 1), 4, mean=2.0), "eps": 0.01}, "C is 1"),
+        Case({"x": batch((4, 3), 5, scale=2e-3), "eps": 1e-5}, "a variance is tiny"),
+        Case({"x": batch((8, 2), 6, mean=4000.0), "eps": 1e-5}, "the mean is large", ill=True),
+    ),
+    drawn=st.builds(
+        table,
+        one_of(3, 4, 5, 8),
+        one_of(1, 2, 3, 4),
+        one_of(1.0, 0.01, 10.0, 100.0),
+        one_of(0.0, 60.0, -20.0, 300.0),
+        one_of(1e-5, 1e-3, 0.1, 1.0),
+        one_of(torch.float32, torch.float64),
+        one_of(*range(8)),
+    ),
+    results=("gamma", "beta"),
+)

@@ -1,0 +1,628 @@
+"""The exercises: wrong answers are refused and named, right ones accepted, nothing that a reader writes does harm."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bnlib
+from bnlib.exercises import EXERCISES, Verdict, bugs, check
+from bnlib.exercises.base import FunctionExercise, compatible, together
+
+HERE = Path(__file__).parent
+NAMESPACE = {"torch": torch, "nn": nn, "F": F, "np": np, "bnlib": bnlib}
+FUNCTIONS = [exercise for exercise in EXERCISES.values() if isinstance(exercise, FunctionExercise)]
+
+
+def typed(signature, body):
+    """Return the function that a reader typed."""
+    scope = dict(NAMESPACE)
+    exec(f"def {signature}:\n    " + body.replace("\n", "\n    "), scope)
+    return scope[signature.split("(")[0]]
+
+
+def attempts():
+    """Yield (exercise, names of the mistakes or "right", function) from attempts.txt."""
+    for part in ("\n" + (HERE / "attempts.txt").read_text(encoding="utf-8")).split("\n== ")[1:]:
+        signature, *entries = part.split("\n-- ")
+        for entry in entries:
+            wanted, body = entry.strip().split("\n", 1)
+            yield signature.split("(")[0], wanted, typed(signature, body)
+
+
+ATTEMPTS = list(attempts())
+
+
+def names(exercise, attempt):
+    """Return the names of the mistakes that an attempt is told, "right" or "not answered yet"."""
+    verdict = check(exercise, attempt)
+    if not verdict.answered:
+        return {"not answered yet"}
+    return {"right"} if verdict.ok else set(verdict.mistakes)
+
+
+@pytest.mark.parametrize(("exercise", "wanted", "attempt"), ATTEMPTS, ids=[f"{e}: {w}" for e, w, _ in ATTEMPTS])
+def test_what_readers_type_is_accepted_or_named(exercise, wanted, attempt):
+    assert names(exercise, attempt) in [set(either.split(" + ")) for either in wanted.split(" | ")]
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
+def test_every_entry_of_the_catalogue_is_named(exercise):
+    for bend in exercise._bends:
+        told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), bend.knobs))
+        assert told == {bend.mistake.name}, bend
+
+
+@pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
+def test_pairs_of_common_mistakes_are_named(exercise):
+    pairs = [pair for pair in combinations(exercise._bends[:9], 2) if compatible(*pair)]
+    named = 0
+    for pair in pairs:
+        told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
+        assert told != {"right"}, pair
+        named += told == {bend.mistake.name for bend in pair}
+    assert named >= 0.9 * len(pairs)  # some pairs come to the same as one mistake, or as another pair
+
+
+def test_a_verdict_comes_within_a_second():
+    for exercise, wanted, attempt in ATTEMPTS:
+        if "does not end" not in wanted:
+            check(exercise, attempt)  # what is computed once for all attempts
+            start = time.process_time()
+            check(exercise, attempt)
+            assert time.process_time() - start < (3 if exercise == "batch_norm_loops" else 1), attempt
+
+
+def test_the_same_attempt_gets_the_same_verdict_in_another_process():
+    code = (
+        "import torch; from bnlib.exercises import check\n"
+        "print(check('batch_norm', lambda x, g, b, e: torch.relu(x) * g.sum() + 300.0 * (x.dtype == torch.float64)))"
+    )
+    outputs = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE).stdout
+        for _ in range(2)
+    }
+    assert len(outputs) == 1
+    assert not (HERE / ".hypothesis").exists()
+
+
+# ---- the layer
+
+
+class Right(nn.Module):
+    """A right layer in pieces, for the wrong ones below to replace one."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(num_features))
+        self.beta = nn.Parameter(torch.zeros(num_features))
+        self.keep(num_features)
+
+    def keep(self, n):
+        self.register_buffer("moving_mean", torch.zeros(n))
+        self.register_buffer("moving_var", torch.ones(n))
+
+    def trains(self):
+        return self.training
+
+    def statistics(self, x):
+        return x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+
+    def refuse(self, n):
+        if n == 1:
+            raise ValueError("one value per channel")
+
+    def update(self, mean, var, n):
+        with torch.no_grad():
+            self.moving_mean.mul_(0.9).add_(0.1 * mean)
+            self.moving_var.mul_(0.9).add_(0.1 * var * n / max(n - 1, 1))
+
+    def normalise(self, x, mean, var):
+        y = (x - mean.view(1, -1, 1, 1)) / torch.sqrt(var.view(1, -1, 1, 1) + 1e-5)
+        return y * self.gamma.view(1, -1, 1, 1) + self.beta.view(1, -1, 1, 1)
+
+    def forward(self, x):
+        mean, var = self.moving_mean, self.moving_var
+        if self.trains():
+            n = x.numel() // x.shape[1]
+            self.refuse(n)
+            mean, var = self.statistics(x)
+            self.update(mean, var, n)
+        return self.normalise(x, mean, var)
+
+
+def but(**methods):
+    """Return the right layer but for some methods."""
+    return type("Layer", (Right,), methods)
+
+
+def attributes(self, n):
+    self.moving_mean, self.moving_var = torch.zeros(n), torch.ones(n)
+
+
+def unsaved(self, n):
+    self.register_buffer("moving_mean", torch.zeros(n), persistent=False)
+    self.register_buffer("moving_var", torch.ones(n), persistent=False)
+
+
+def as_parameters(self, n):
+    self.moving_mean = nn.Parameter(torch.zeros(n), requires_grad=False)
+    self.moving_var = nn.Parameter(torch.ones(n), requires_grad=False)
+
+
+def four_axes(self, n):
+    self.register_buffer("moving_mean", torch.zeros(1, n, 1, 1))
+    self.register_buffer("moving_var", torch.ones(1, n, 1, 1))
+
+
+def starts_wrong(self, n):
+    self.register_buffer("moving_mean", torch.ones(n))
+    self.register_buffer("moving_var", torch.zeros(n))
+
+
+def with_graph(self, mean, var, n):
+    self.moving_mean = 0.9 * self.moving_mean + 0.1 * mean
+    self.moving_var = 0.9 * self.moving_var + 0.1 * var * n / (n - 1)
+
+
+def moved(share, variance=lambda var, n: var * n / (n - 1)):
+    def update(self, mean, var, n):
+        with torch.no_grad():
+            self.moving_mean.lerp_(mean, share)
+            self.moving_var.lerp_(variance(var, n), share)
+
+    return update
+
+
+def always_updates(self, x):
+    n = x.numel() // x.shape[1]
+    if self.training:
+        self.refuse(n)
+    mean, var = self.statistics(x)
+    self.update(mean, var, n)
+    return self.normalise(x, *((mean, var) if self.training else (self.moving_mean, self.moving_var)))
+
+
+def running_in_training(self, x):
+    if self.training:
+        self.refuse(x.numel() // x.shape[1])
+        self.update(*self.statistics(x), x.numel() // x.shape[1])
+    return self.normalise(x, self.moving_mean, self.moving_var)
+
+
+def batch_in_evaluation(self, x):
+    if self.training:
+        self.refuse(x.numel() // x.shape[1])
+        self.update(*self.statistics(x), x.numel() // x.shape[1])
+    return self.normalise(x, *self.statistics(x))
+
+
+def without_affine(self, x, mean, var):
+    return (x - mean.view(1, -1, 1, 1)) / torch.sqrt(var.view(1, -1, 1, 1) + 1e-5)
+
+
+def beta_first(self, x, mean, var):
+    return (without_affine(self, x, mean, var) + self.beta.view(1, -1, 1, 1)) * self.gamma.view(1, -1, 1, 1)
+
+
+def under_no_grad(self, x):
+    with torch.no_grad():
+        return Right.statistics(self, x)
+
+
+def plain_affine(self, num_features):
+    nn.Module.__init__(self)
+    self.gamma, self.beta = torch.ones(num_features), torch.zeros(num_features)
+    self.keep(num_features)
+
+
+def zero_gamma(self, num_features):
+    Right.__init__(self, num_features)
+    nn.init.zeros_(self.gamma)
+
+
+class Book(nn.Module):
+    """As a well-known book writes it."""
+
+    def __init__(self, num_features):
+        super().__init__()
+        shape = (1, num_features, 1, 1)
+        self.gamma = nn.Parameter(torch.ones(shape))
+        self.beta = nn.Parameter(torch.zeros(shape))
+        self.moving_mean = torch.zeros(shape)
+        self.moving_var = torch.ones(shape)
+
+    def forward(self, X):
+        if not torch.is_grad_enabled():
+            X_hat = (X - self.moving_mean) / torch.sqrt(self.moving_var + 1e-5)
+        else:
+            mean = X.mean(dim=(0, 2, 3), keepdim=True)
+            var = ((X - mean) ** 2).mean(dim=(0, 2, 3), keepdim=True)
+            X_hat = (X - mean) / torch.sqrt(var + 1e-5)
+            self.moving_mean = (0.9 * self.moving_mean + 0.1 * mean).data
+            self.moving_var = (0.9 * self.moving_var + 0.1 * var).data
+        return self.gamma * X_hat + self.beta
+
+
+class Wrapped(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        self.inner = nn.BatchNorm2d(num_features)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Stub(nn.Module):
+    def __init__(self, num_features):
+        super().__init__()
+        ...
+
+    def forward(self, x):  # (N, C, H, W) -> (N, C, H, W)
+        ...
+
+
+class Empty(nn.Module): ...
+
+
+LAYERS = {
+    "right": [Right, Wrapped, nn.BatchNorm2d, bnlib.BatchNorm2d, partial(nn.BatchNorm2d, eps=1e-5), nn.SyncBatchNorm][
+        :5
+    ],
+    "not answered yet": [Stub, Empty, ..., None],
+    "mode taken from grad mode": [but(trains=lambda self: torch.is_grad_enabled())],
+    "plain attributes": [but(keep=attributes)],
+    "buffers not saved": [but(keep=unsaved)],
+    "running statistics as parameters": [but(keep=as_parameters)],
+    "shaped (1, C, 1, 1)": [
+        but(
+            keep=four_axes, update=lambda self, m, v, n: Right.update(self, m.view(1, -1, 1, 1), v.view(1, -1, 1, 1), n)
+        )
+    ],
+    "running mean does not start at 0 + running variance does not start at 1": [but(keep=starts_wrong)],
+    "running statistics carry the graph": [but(update=with_graph)],
+    "biased variance": [but(update=moved(0.1, lambda var, n: var))],
+    "momentum reversed": [but(update=moved(0.9)), lambda n: nn.BatchNorm2d(n, momentum=0.9)],
+    "momentum is not 0.1": [lambda n: nn.BatchNorm2d(n, momentum=0.01)],
+    "running statistics replaced": [but(update=moved(1.0))],
+    "cumulative average instead of momentum": [lambda n: nn.BatchNorm2d(n, momentum=None)],
+    "running statistics not updated": [but(update=lambda self, mean, var, n: None)],
+    "standard deviation instead of variance": [but(update=moved(0.1, lambda var, n: (var * n / (n - 1)) ** 0.5))],
+    "running statistics updated in eval": [but(forward=always_updates)],
+    "training uses running statistics": [but(forward=running_in_training)],
+    "evaluation uses the batch's statistics": [but(forward=batch_in_evaluation)],
+    "one value per channel accepted": [but(refuse=lambda self, n: None)],
+    "gamma and beta forgotten": [but(normalise=without_affine)],
+    "beta before gamma": [but(normalise=beta_first)],
+    "mean and variance detached from the gradient": [but(statistics=under_no_grad)],
+    "unbiased variance": [
+        but(statistics=lambda self, x: torch.var_mean(x, (0, 2, 3))[::-1], update=moved(0.1, lambda v, n: v))
+    ],
+    "statistics over the wrong axes": [but(statistics=lambda self, x: (x.mean(), x.var(correction=0)))],
+    "another epsilon": [lambda n: nn.BatchNorm2d(n, eps=1e-3)],
+    "gamma and beta are no parameters": [but(__init__=plain_affine)],
+    "gamma does not start at 1": [but(__init__=zero_gamma)],
+    "gamma and beta missing": [lambda n: nn.BatchNorm2d(n, affine=False)],
+    "running statistics missing": [lambda n: nn.BatchNorm2d(n, track_running_stats=False)],
+    "plain attributes + shaped (1, C, 1, 1) + mode taken from grad mode + biased variance + one value per channel accepted": [
+        Book
+    ],
+    "running statistics missing + gamma and beta missing + statistics over the wrong axes": [nn.InstanceNorm2d],
+    "raises an error": [
+        nn.BatchNorm1d,
+        nn.Linear,
+        but(__init__=lambda self, n: setattr(self, "x", nn.Parameter(torch.ones(n)))),
+    ],
+    "not an nn.Module": [lambda n: None, dict.fromkeys],
+    "not a class": [nn.BatchNorm2d(3), 5],
+    "returns nothing": [but(normalise=lambda self, x, mean, var: None)],
+    "input modified in place": [but(normalise=lambda self, x, m, v: x.copy_(Right.normalise(self, x.clone(), m, v)))],
+}
+
+
+@pytest.mark.parametrize("wanted", LAYERS)
+def test_layers_are_accepted_or_named(wanted):
+    for layer in LAYERS[wanted]:
+        assert names("layer", layer) == set(wanted.split(" + ")), layer
+
+
+# ---- the network
+
+
+def network(
+    act=nn.Sigmoid, pool=nn.MaxPool2d, norm2d=nn.BatchNorm2d, norm1d=nn.BatchNorm1d, end=(), after=False, **conv
+):
+    """Return the network of lesson 05, parts of it replaced."""
+
+    def stage(*layers):
+        layer, norm = layers
+        return (layer, act(), norm) if after else (layer, norm, act())
+
+    return nn.Sequential(
+        *(*stage(nn.Conv2d(1, 6, 5, **conv), norm2d(6)), pool(2)),
+        *(*stage(nn.Conv2d(6, 16, 5), norm2d(16)), pool(2)),
+        nn.Flatten(),
+        *stage(nn.Linear(256 if not conv else 400, 120), norm1d(120)),
+        *stage(nn.Linear(120, 84), norm1d(84)),
+        nn.Linear(84, 10),
+        *end,
+    )
+
+
+class ByHand(nn.Module):
+    """The same network otherwise put together: functions between the layers, no bias where β stands in for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions = nn.ModuleList([nn.Conv2d(1, 6, 5, bias=False), nn.Conv2d(6, 16, 5)])
+        self.linears = nn.ModuleList([nn.Linear(256, 120), nn.Linear(120, 84), nn.Linear(84, 10)])
+        self.norms = nn.ModuleList([Right(6), bnlib.BatchNorm2d(16), nn.BatchNorm1d(120), bnlib.BatchNorm1d(84)])
+
+    def forward(self, x):
+        for convolution, norm in zip(self.convolutions, self.norms[:2], strict=True):
+            x = F.max_pool2d(torch.sigmoid(norm(convolution(x))), 2)
+        x = x.flatten(1)
+        for linear, norm in zip(self.linears, self.norms[2:], strict=False):
+            x = norm(linear(x)).sigmoid()
+        return self.linears[2](x)
+
+
+NETWORKS = {
+    "right": [network, ByHand, bnlib.lenet, partial(bnlib.lenet, "torch"), lambda: network().eval()],
+    "batch norm missing": [partial(bnlib.lenet, "none"), lambda: network(norm1d=lambda n: nn.Identity())],
+    "ReLU instead of sigmoid": [lambda: network(nn.ReLU)],
+    "tanh instead of sigmoid": [lambda: network(nn.Tanh)],
+    "activations missing": [lambda: network(nn.Identity)],
+    "average pooling instead of max pooling": [lambda: network(pool=nn.AvgPool2d)],
+    "ReLU instead of sigmoid + average pooling instead of max pooling": [lambda: network(nn.ReLU, nn.AvgPool2d)],
+    "batch norm after the activation": [lambda: network(after=True)],
+    "softmax at the end": [lambda: network(end=[nn.Softmax(1)])],
+    "log softmax at the end": [lambda: network(end=[nn.LogSoftmax(1)])],
+    "batch norm after the last layer": [lambda: network(end=[nn.BatchNorm1d(10)])],
+    "padding + wrong number of features": [lambda: network(padding=2)],
+    "momentum of batch norm": [lambda: network(norm2d=partial(nn.BatchNorm2d, momentum=0.9))],
+    "epsilon of batch norm": [lambda: network(norm2d=partial(nn.BatchNorm2d, eps=1e-3))],
+    "another normalization": [lambda: network(norm1d=nn.LayerNorm), lambda: network(norm2d=nn.InstanceNorm2d)],
+    "batch norm without gamma and beta": [lambda: network(norm1d=partial(nn.BatchNorm1d, affine=False))],
+    "batch norm without running statistics": [
+        lambda: network(norm1d=partial(nn.BatchNorm1d, track_running_stats=False))
+    ],
+    "running statistics of a batch norm": [lambda: network(norm2d=but(update=moved(0.5)))],
+    "batch norm for another number of axes": [lambda: network(norm1d=nn.BatchNorm2d)],
+    "returns nothing": [lambda: print(end="")],
+    "returns the wrong type": [lambda: ByHand],
+    "not a function": [network(), 5],
+    "raises an error": [lambda: nn.Conv2d()],
+    "returns the wrong shape": [lambda: network(end=[nn.Linear(10, 5)])],
+}
+
+
+@pytest.mark.parametrize("wanted", NETWORKS)
+def test_networks_are_accepted_or_named(wanted):
+    for make in NETWORKS[wanted]:
+        assert names("lenet_with_bn", make) - {"wrong number of layers"} == set(wanted.split(" + "))
+
+
+# ---- the bugs
+
+
+@pytest.mark.parametrize("bug", bugs.values(), ids=list(bugs))
+def test_each_layer_to_look_at_has_the_bug_it_should_have_and_no_other(bug):
+    assert names("layer", bug.layer) == {bug.answer}
+    assert check("spot_the_bug", {bug.letter: bug.answer.upper()}).ok
+    assert bug.source in repr(bug)
+
+
+def test_bugs_may_be_named_in_other_words():
+    answers = {
+        "A": "var divides by n - 1 (Bessel's correction)",
+        "B": "momentum the wrong way round",
+        "C": "eps is added outside of the sqrt",
+        "D": "bias before weight",
+        "E": "statistics detached",
+        "F": "updates its statistics in eval too",
+    }
+    assert check("spot_the_bug", answers).ok
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"A": "momentum reversed"}, "not momentum reversed"),
+        ({"A": "unbiased variance, momentum, epsilon outside the root"}, "name one bug"),
+        ({"A": "something"}, "none of the names"),
+        ({"Z": "unbiased variance"}, "no layer Z"),
+        (["unbiased variance"], "expected a dict"),
+        ({"A": "unbiased variance", "B": ...}, "B: not answered yet"),
+    ],
+)
+def test_other_answers_about_bugs_are_not(answers, said):
+    verdict = check("spot_the_bug", answers)
+    assert not verdict.ok
+    assert said in verdict.diagnosis
+
+
+# ---- stubs
+
+
+def ellipsis_left(scores):
+    mean = scores.mean(0)
+    var = ...
+    return (scores - mean) / torch.sqrt(var + 1e-5)
+
+
+def not_implemented(scores):
+    raise NotImplementedError
+
+
+def stub(scores):
+    """With a docstring."""
+    ...
+
+
+@pytest.mark.parametrize("attempt", [stub, ellipsis_left, not_implemented, ..., None, lambda scores: ...])
+def test_a_stub_is_not_answered_yet(attempt):
+    verdict = check("standardize", attempt)
+    assert (verdict.ok, verdict.answered) == (False, False)
+    assert repr(verdict).startswith("… standardize: not answered yet\n")
+
+
+# ---- guard rails
+
+
+def test_an_error_shows_the_readers_own_line():
+    verdict = check("standardize", typed("standardize(scores)", "total = scores.sum(0)\nreturn total / totl"))
+    assert "NameError: name 'totl' is not defined, at line 3" in verdict.diagnosis
+
+    def standardize(scores):
+        return scores.reshape(7, 7)
+
+    verdict = check("standardize", standardize)
+    assert "test_exercises.py: return scores.reshape(7, 7)" in verdict.diagnosis
+    assert "bnlib" not in verdict.diagnosis
+
+
+def test_nothing_leaks_out():
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+
+    def standardize(scores):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.rand(3)
+        return scores
+
+    with torch.no_grad():
+        check("standardize", standardize)
+        assert not torch.is_grad_enabled()
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]
+
+
+def test_verdicts_do_not_depend_on_grad_mode_or_default_dtype():
+    with torch.no_grad():
+        assert check("standardize", lambda scores: F.batch_norm(scores, None, None, training=True)).ok
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert check("batch_norm", lambda x, g, b, e: F.batch_norm(x, None, None, g, b, True, 0.1, e)).ok
+        assert check("layer", Right).ok
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_leaving_python_is_only_an_error():
+    assert names("standardize", lambda scores: sys.exit()) == {"raises an error"}
+
+
+def test_what_an_attempt_prints_is_shown_once(capsys):
+    def standardize(scores):
+        print("shape", tuple(scores.shape))
+        return scores
+
+    check("standardize", standardize)
+    assert capsys.readouterr().out == "shape (4, 3)\n"
+
+
+@pytest.mark.parametrize("where", ["make", "forward"])
+def test_a_layer_without_end_is_stopped(where):
+    class Endless(Right):
+        def __init__(self, num_features):
+            super().__init__(num_features)
+            while where == "make":
+                pass
+
+        def forward(self, x):
+            while True:
+                pass
+
+    start = time.monotonic()
+    assert names("layer", Endless) == {"does not end"}
+    assert time.monotonic() - start < 8
+
+
+# ---- the verdict and the overview
+
+
+def test_a_verdict_shows_both_sides():
+    verdict = check("batch_norm", lambda x, g, b, e: F.batch_norm(x, None, None, g, b, True) * 1)
+    assert isinstance(verdict, Verdict)
+    text, html = repr(verdict), verdict._repr_html_()
+    for part in ("✗ batch_norm: epsilon fixed", "expected y", "received y", "largest difference", "04_batchnorm2d"):
+        assert part in text
+        assert part in html
+    assert verdict.difference > 0
+
+
+def test_what_a_reader_wrote_is_escaped():
+    def standardize(scores):
+        raise ValueError("<script>alert(1)</script>")
+
+    assert "<script>" not in check("standardize", standardize)._repr_html_()
+    assert "<script>" not in check("spot_the_bug", {"A": "<script>"})._repr_html_()
+
+
+def test_the_overview_says_what_is_solved():
+    check("give_back", lambda x, eps: (torch.sqrt(x.var(0, correction=0) + eps), x.mean(0)))
+    lines = repr(check()).split("\n")
+    assert len(lines) == len(EXERCISES)
+    assert any("give_back" in line and "solved" in line for line in lines)
+    assert "give_back" in check()._repr_html_()
+    assert EXERCISES["as_2d"].asks in repr(check("as_2d"))
+
+
+def test_an_unknown_name_is_refused_with_a_guess():
+    with pytest.raises(ValueError, match="did you mean 'standardize'"):
+        check("standardise", stub)
+
+
+# ---- the lessons
+
+
+def solutions():
+    """Yield (lesson, the check line of a stub's cell, the code of the folded solution that follows it)."""
+    for path in sorted((HERE.parent / "notebooks").glob("0[1-5]_*.ipynb")):
+        line = None
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "code":
+                line = next((text for text in source.split("\n") if text.startswith('bnlib.check("')), line)
+                continue
+            for details in re.findall(r"<summary>Solution</summary>(.*?)</details>", source, re.DOTALL):
+                for code in re.findall(r"```python\n(.*?)```", details, re.DOTALL):
+                    if line:
+                        yield path.stem, line, code
+
+
+SOLUTIONS = list(solutions())
+
+
+@pytest.mark.parametrize(("lesson", "line", "code"), SOLUTIONS, ids=[f"{stem}: {line}" for stem, line, _ in SOLUTIONS])
+def test_stored_solutions_are_right(lesson, line, code):
+    scope = dict(NAMESPACE)
+    exec(code, scope)
+    assert eval(line, scope).ok, lesson
+
+
+def test_every_exercise_stands_in_its_lesson_with_a_solution():
+    for exercise in EXERCISES.values():
+        page = next((HERE.parent / "notebooks").glob(f"0{exercise.lesson}_*.ipynb"))
+        found = [line for lesson, line, _ in SOLUTIONS if lesson == page.stem]
+        assert any(line.startswith(f'bnlib.check("{exercise.name}"') for line in found), exercise.name
