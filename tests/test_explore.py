@@ -332,6 +332,10 @@ def test_a_school_where_all_have_the_same_grade_is_told_apart():
 def test_play_goes_on_from_the_step_and_reset_stops_it():
     explorer = explore.loops()
     explorer._play.playing = True
+    explorer._play.value = 7
+    assert "step 7 of 48" in explorer.caption
+    explorer.controls["step"].value = 20
+    assert explorer._play.value == 20
     explorer._speed.value = 8
     assert explorer._play.interval == 125
     explorer.reset()

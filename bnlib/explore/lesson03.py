@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from ipywidgets import Play, jslink
+from ipywidgets import Play
 from matplotlib.collections import PolyCollection
 from torch import Tensor
 
@@ -72,7 +72,7 @@ class Loops(Explorer):
         self._play = Play(
             value=6, max=3 * self._n, interval=250, show_repeat=False, tooltip="Play, pause, back to the start"
         )
-        self._link = jslink((self._play, "value"), (step, "value"))
+        self._play.observe(self._tick, "value")
         self._speed.observe(self._change_speed, "value")
         buttons = [self._play]
         for words, by, icon in (("Back", -1, "step-backward"), ("Step", 1, "step-forward")):
@@ -83,17 +83,20 @@ class Loops(Explorer):
             controls["channel"] = slider("Channel c", 0, 0, shape[1] - 1, tooltip="Whose numbers are averaged")
         super().__init__(controls, [*buttons, self._speed])
 
+    def _tick(self, change):
+        if change.new != self.controls["step"].value:
+            self.set(step=change.new)
+
     def _walk_on(self, by):
         self.set(step=self.controls["step"].value + by)
 
     def _change_speed(self, change):
         self._play.interval = 1000 // change.new
 
-    def close(self):
-        """Close the link between Play and the step as well."""
-        if self.comm is not None:
-            self._link.close()
-        super().close()
+    def refresh(self):
+        """Show the step, and have Play go on from there; a link in the browser would send Play's news first."""
+        super().refresh()
+        self._play.value = self.controls["step"].value
 
     def reset(self):
         """Stop playing, and put step, channel and speed back."""
