@@ -1,15 +1,24 @@
 """The training loop, evaluation, and the statistics estimated anew."""
 
+import contextlib
 import copy
 import dataclasses
 import math
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import bnlib
+from bnlib import training
 from bnlib.training import find_device
 
 FAST = {"epochs": 2, "batch_size": 64, "lr": 0.5, "progress": False}
@@ -190,3 +199,157 @@ def test_reestimating_over_some_batches_or_one_short_one(images):
     assert model[1].num_batches_tracked == 1
     with pytest.raises(ValueError, match="batches must be a whole number, 1 or more, got 0"):
         bnlib.reestimate_statistics(model, images, batches=0)
+
+
+class Recorder(TorchDispatchMode):
+    """A CUDA graph's stand-in: notes each kernel with its very tensors, refuses to wait for the host, replays."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels, self.replays = [], 0
+
+    def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
+        if kernel is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+        out = kernel(*args, **(kwargs or {}))
+        self.kernels.append((kernel, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, out))))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        for kernel, args, kwargs, out in self.kernels:
+            again = kernel(*args, **kwargs)
+            for old, new in zip(*((t if isinstance(t, tuple | list) else [t]) for t in (out, again)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that `fit` records on the CPU, through stand-ins for the part of torch.cuda that it uses."""
+    recorded = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stand_ins = {
+        "device": lambda device: contextlib.nullcontext(),
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "CUDAGraph": lambda: recorded.append(Recorder()) or recorded[-1],
+        "graph": lambda graph: graph,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(training, "RECORDING", ("cpu",))
+    return recorded
+
+
+def assert_same_training(model, history, expected_model, expected):
+    for (name, found), tensor in zip(model.state_dict().items(), expected_model.state_dict().values(), strict=True):
+        torch.testing.assert_close(found, tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(torch.tensor(history.points), torch.tensor(expected.points), rtol=1e-4, atol=1e-5)
+    assert history.test_accuracy == pytest.approx(expected.test_accuracy, abs=0.011)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_recorded_steps_train_as_plain_ones(images, graphs, monkeypatch, schedule):
+    settings = FAST | {"batch_size": 60, "schedule": schedule}  # five batches of 60, then one of 20, by a plain step
+    model, plain = bnlib.lenet(), bnlib.lenet()
+    losses = []
+    history = bnlib.fit(model, images, **settings, on_step=lambda step: losses.append(step.loss))
+    assert [graph.replays for graph in graphs] == [10]
+    monkeypatch.setattr(training, "RECORDING", ())
+    expected_losses = []
+    expected = bnlib.fit(plain, images, **settings, on_step=lambda step: expected_losses.append(step.loss))
+    assert_same_training(model, history, plain, expected)
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected_losses), rtol=1e-4, atol=1e-5)
+
+
+def test_a_step_that_waits_for_the_host_is_taken_plainly_and_said_in_a_line(images, graphs, monkeypatch, capsys):
+    model, plain = bnlib.lenet(momentum=None), bnlib.lenet(momentum=None)
+    history = bnlib.fit(model, images, **FAST)
+    out = capsys.readouterr().out
+    assert out == (
+        "Plain steps, because no CUDA graph could be recorded: operation not permitted when stream is capturing\n"
+    )
+    monkeypatch.setattr(training, "RECORDING", ())
+    assert history.points == bnlib.fit(plain, images, **FAST).points
+    assert torch.equal(model[1].running_var, plain[1].running_var)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_on_a_gpu_recorded_steps_train_as_plain_ones(images, monkeypatch, capsys, schedule):
+    settings = FAST | {"batch_size": 60, "schedule": schedule, "device": "cuda"}
+    model, plain = bnlib.lenet(), bnlib.lenet()
+    history = bnlib.fit(model, images, **settings)
+    assert "Plain steps" not in capsys.readouterr().out
+    monkeypatch.setattr(training, "RECORDING", ())
+    assert_same_training(model, history, plain, bnlib.fit(plain, images, **settings))
+
+
+def test_bfloat16_computes_roughly_and_keeps_weights_and_statistics_in_float32(images):
+    seen = []
+    model, exact = bnlib.lenet(), bnlib.lenet()
+    model[0].register_forward_hook(lambda layer, args, y: seen.append(y.dtype) if layer.training else None)
+    rough = bnlib.fit(model, images, **FAST, precision="bfloat16")
+    assert set(seen) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32, torch.int64}
+    expected = bnlib.fit(exact, images, **FAST)
+    assert rough.train_loss == pytest.approx(expected.train_loss, rel=0.05)
+    assert rough.train_loss != expected.train_loss
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", True), ("float32", False)])
+def test_tf32_is_allowed_when_asked_for_and_only_while_training(images, precision, allowed):
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    during = []
+
+    def note(step):
+        during.append([place.allow_tf32 for place in places])
+
+    try:
+        for place in places:
+            place.allow_tf32 = not allowed
+        bnlib.fit(bnlib.lenet(), images, **FAST, precision=precision, on_step=note)
+        assert during == [[allowed, allowed]] * 10
+        assert [place.allow_tf32 for place in places] == [not allowed] * 2
+    finally:
+        for place, was in zip(places, before, strict=True):
+            place.allow_tf32 = was
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10), bnlib.BatchNorm1d(10))
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
+def test_a_compiled_model_trains_as_the_model_itself(images):
+    settings = FAST | {"batch_size": 160}
+    compiled, plain = small(), small()
+    plain.load_state_dict(compiled.state_dict())
+    history = bnlib.fit(compiled, images, **settings, compile=True)
+    assert_same_training(compiled, history, plain, bnlib.fit(plain, images, **settings))
+
+
+def test_without_a_compiler_the_error_says_what_is_missing(tmp_path):
+    code = """
+import bnlib
+from small_images import rows
+from test_training import FAST, small
+try:
+    bnlib.fit(small(), rows(), **FAST, compile=True)
+except RuntimeError as error:
+    print(error)
+"""
+    nothing = {
+        "CXX": "no-such-compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": os.path.dirname(__file__),
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | nothing, check=True, capture_output=True, text=True
+    ).stdout
+    assert "needs what torch.compile needs: a C++ compiler such as g++" in out
+    assert "leave compile out" in out
