@@ -105,7 +105,7 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
         return
     with torch.no_grad():
         for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-            running.copy_((1 - momentum) * running.to(batch.dtype) + momentum * batch)
+            running.copy_((momentum * batch).add_(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):

@@ -20,8 +20,6 @@ Why it is faster than autograd on the plain form: that keeps and writes several 
 one such tensor is written in each direction, and the rest of the work is done in it, in place.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -62,7 +60,8 @@ class Normalise(torch.autograd.Function):
     def backward(ctx, dy):  # noqa: D102
         input, weight, mean, scale = ctx.saved_tensors
         x, dy = by_channel(input), by_channel(dy)
-        if torch.is_grad_enabled() and not ctx.given:  # create_graph=True: mean and scale are functions of x, too
+        twice = torch.is_grad_enabled()  # create_graph=True: what follows is differentiated, too
+        if twice and not ctx.given:  # then mean and scale are functions of x
             mean = x.mean((0, 2), keepdim=True)
             scale = torch.rsqrt((x - mean).square().mean((0, 2), keepdim=True) + ctx.eps)
         gain = scale if weight is None else scale * weight[:, None]  # γ / σ
@@ -73,7 +72,8 @@ class Normalise(torch.autograd.Function):
             dx.copy_(dy).mul_(gain)
         else:
             share = gain / -(x.shape[0] * x.shape[2])
-            dx.copy_(x).sub_(mean).mul_(d_weight * scale * share).add_(d_bias * share).addcmul_(dy, gain)
+            dx = torch.sub(x, mean, out=None if twice else dx)  # again: the memory is there, and autograd takes no out
+            dx.mul_(d_weight * scale * share).add_(d_bias * share).addcmul_(dy, gain)
         d_weight = None if weight is None else d_weight.flatten()
         d_bias = d_bias.flatten() if ctx.needs_input_grad[2] else None
         return dx.view(input.shape), d_weight, d_bias, None, None, None, None
@@ -81,4 +81,5 @@ class Normalise(torch.autograd.Function):
 
 def by_channel(t: Tensor) -> Tensor:
     """Return `t` (N, C, *) as (N, C, L), in float32 at least."""
-    return t.to(torch.promote_types(t.dtype, torch.float32)).reshape(*t.shape[:2], math.prod(t.shape[2:]))
+    t = t.float() if t.dtype.itemsize == 2 else t
+    return t.reshape(t.shape[0], t.shape[1], -1)

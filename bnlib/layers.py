@@ -82,20 +82,22 @@ class BatchNorm(nn.Module):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # the k-th batch weighs 1/k: a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
-        has_running = self.running_mean is not None or self.running_var is not None
-        training = self.training or not has_running
-        running = (self.running_mean, self.running_var) if updates or not training else (None, None)
-        arguments = (input, *running, self.weight, self.bias, training, momentum, self.eps)
+        running = self.running_mean, self.running_var
+        training = self.training or running == (None, None)
+        if training and not updates:
+            running = None, None
+        affine = self.weight, self.bias
+        arguments = (input, *running, *affine, training, momentum, self.eps)
         if traced() or input.numel() == 0:
             return batch_norm(*arguments)
         check_arguments(*arguments)
         if not training:
-            return normalise(input, self.weight, self.bias, self.eps, *running)
+            return normalise(input, *affine, self.eps, *running)
 
         def remember(mean, var):
             update_running(*running, mean, var, input.numel() // len(mean), momentum)
 
-        return normalise(input, self.weight, self.bias, self.eps, remember=remember)
+        return normalise(input, *affine, self.eps, remember=remember)
 
     def _check_input_dim(self, input):
         if input.dim() not in self.ranks:
