@@ -107,8 +107,8 @@ class TrainItYourself(Explorer):
             "norm": choice(
                 "Normalization",
                 "scratch",
-                [("our layer", "scratch"), ("torch.nn's", "torch"), ("none", "none")],
-                tooltips=["bnlib.BatchNorm2d and 1d", "torch.nn.BatchNorm2d and 1d", "LeNet as it was"],
+                list(NORMS),
+                tooltips=["Our BatchNorm2d and BatchNorm1d", "Those of torch.nn", "LeNet without them"],
             ),
             "schedule": choice(
                 "Schedule",
