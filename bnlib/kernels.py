@@ -45,7 +45,9 @@ class Normalise(torch.autograd.Function):
         x = by_channel(input)
         mean = mean[:, None] if ctx.given else x.mean((0, 2), keepdim=True)
         y = x - mean
-        if not ctx.given:  # by norms, because they write no tensor of squares
+        if ctx.given:
+            var = var.to(x.dtype)
+        else:  # by norms, because they write no tensor of squares
             var = torch.linalg.vector_norm(y, dim=2).square_().sum(0).div_(x.shape[0] * x.shape[2])
         if remember is not None:
             remember(mean.flatten(), var)

@@ -212,6 +212,22 @@ def test_channels_last_stays_channels_last(ours, shape, memory_format, training)
 
 
 @EVERY_LAYER
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("training", [True, False])
+def test_half_precision_loses_no_more_than_one_rounding(ours, theirs, shape, dtype, training):
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3 + 1).to(dtype)
+    layer, exact = ours(3, dtype=dtype, momentum=0.3).train(training), theirs(3, dtype=torch.float64, momentum=0.3)
+    layer.running_var.fill_(3)
+    layer.running_mean.fill_(1)
+    exact.load_state_dict(layer.state_dict())
+    y, truth = layer(x), exact.train(training)(x.double())
+    rounding = dict(rtol=torch.finfo(dtype).eps / 2 + 1e-6, atol=1e-6)
+    torch.testing.assert_close(y.double(), truth, **rounding)
+    torch.testing.assert_close(layer.running_mean.double(), exact.running_mean, **rounding)
+    torch.testing.assert_close(layer.running_var.double(), exact.running_var, **rounding)
+
+
+@EVERY_LAYER
 def test_a_wrong_rank_gets_torchs_sentence_the_shapes_taken_and_the_layer_that_takes_it(ours, theirs, shape):
     for rank in range(1, 7):
         x = torch.ones((2, 3, 2, 2, 2, 2)[:rank])
