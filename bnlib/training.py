@@ -94,7 +94,7 @@ def fit(
     def step(indices):
         labels = y[indices]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = forward(x[indices])  # (B, classes)
+            logits = forward(x.index_select(0, indices))  # (B, classes); x[indices] would take six times as long
             loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()

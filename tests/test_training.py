@@ -115,6 +115,26 @@ def test_an_interrupt_returns_the_history_so_far(images):
     assert 0 <= bnlib.evaluate(model, images) <= 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_on_as_many_images_as_fashion_mnist_has_it_takes_less_than_500_megabytes_above_torch():
+    code = """
+import re, torch
+def peak():  # not getrusage, which counts the parent's, too
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024 / 1e6
+before = peak()
+import bnlib
+from bnlib.data import Images
+arrays = [t for n in (60_000, 10_000) for t in (torch.rand(n, 1, 28, 28), torch.randint(0, 10, (n,)))]
+images, steps = Images(*arrays, tuple("abcdefghij"), "noise"), []
+model = bnlib.lenet()
+bnlib.fit(model, images, device="cpu", on_step=lambda step: steps.append(step.loss) or len(steps) == 5)
+bnlib.evaluate(model, images)
+print(peak() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 220 < float(out) < 500  # the images alone take 220
+
+
 def test_a_last_batch_of_one_image_is_left_out(images):
     odd = dataclasses.replace(images, train_images=images.train_images[:129], train_labels=images.train_labels[:129])
     steps = []
