@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnlib
-from bnlib.exercises import EXERCISES, Verdict, bugs, check
+from bnlib.exercises import EXERCISES, Verdict, bugs, check, guard
 from bnlib.exercises.base import FunctionExercise, compatible, together
 
 HERE = Path(__file__).parent
@@ -52,9 +52,19 @@ def names(exercise, attempt):
     return {"right"} if verdict.ok else set(verdict.mistakes)
 
 
+def cpu_seconds(exercise, attempt):
+    start = time.process_time()
+    check(exercise, attempt)
+    return time.process_time() - start
+
+
 @pytest.mark.parametrize(("exercise", "wanted", "attempt"), ATTEMPTS, ids=[f"{e}: {w}" for e, w, _ in ATTEMPTS])
-def test_what_readers_type_is_accepted_or_named(exercise, wanted, attempt):
+def test_what_readers_type_is_accepted_or_named_within_a_second(exercise, wanted, attempt, monkeypatch):
+    if wanted == "does not end":
+        monkeypatch.setattr(guard, "SECONDS", 1.0)
     assert names(exercise, attempt) in [set(either.split(" + ")) for either in wanted.split(" | ")]
+    if wanted != "does not end":
+        assert cpu_seconds(exercise, attempt) < (3 if exercise == "batch_norm_loops" else 1)
 
 
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
@@ -66,34 +76,18 @@ def test_every_entry_of_the_catalogue_is_named(exercise):
 
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
 def test_pairs_of_common_mistakes_are_named(exercise):
-    pairs = [pair for pair in combinations(exercise._bends[:9], 2) if compatible(*pair)]
-    named = 0
-    for pair in pairs:
-        told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
-        assert told != {"right"}, pair
-        named += told == {bend.mistake.name for bend in pair}
-    assert named >= 0.9 * len(pairs)  # some pairs come to the same as one mistake, or as another pair
-
-
-def test_a_verdict_comes_within_a_second():
-    for exercise, wanted, attempt in ATTEMPTS:
-        if "does not end" not in wanted:
-            check(exercise, attempt)  # what is computed once for all attempts
-            start = time.process_time()
-            check(exercise, attempt)
-            assert time.process_time() - start < (3 if exercise == "batch_norm_loops" else 1), attempt
+    for pair in combinations(exercise._bends[:9], 2):
+        if compatible(*pair):
+            told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
+            assert told  # or one of them, where it hides the other: what is not divided has no wrong variance
+            assert told <= {bend.mistake.name for bend in pair}
 
 
 def test_the_same_attempt_gets_the_same_verdict_in_another_process():
-    code = (
-        "import torch; from bnlib.exercises import check\n"
-        "print(check('batch_norm', lambda x, g, b, e: torch.relu(x) * g.sum() + 300.0 * (x.dtype == torch.float64)))"
-    )
-    outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE).stdout
-        for _ in range(2)
-    }
-    assert len(outputs) == 1
+    attempt = "lambda x, g, b, e: torch.relu(x) * g.sum() + 300.0 * (x.dtype == torch.float64)"
+    code = f"import torch; from bnlib.exercises import check; print(check('batch_norm', {attempt}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE).stdout
+    assert other == f"{check('batch_norm', eval(attempt))}\n"
     assert not (HERE / ".hypothesis").exists()
 
 
@@ -315,16 +309,15 @@ LAYERS = {
     "gamma does not start at 1": [but(__init__=zero_gamma)],
     "gamma and beta missing": [lambda n: nn.BatchNorm2d(n, affine=False)],
     "running statistics missing": [lambda n: nn.BatchNorm2d(n, track_running_stats=False)],
-    "plain attributes + shaped (1, C, 1, 1) + mode taken from grad mode + biased variance + one value per channel accepted": [
-        Book
-    ],
+    "plain attributes + shaped (1, C, 1, 1) + mode taken from grad mode + biased variance"
+    " + one value per channel accepted": [Book],
     "running statistics missing + gamma and beta missing + statistics over the wrong axes": [nn.InstanceNorm2d],
     "raises an error": [
         nn.BatchNorm1d,
         nn.Linear,
         but(__init__=lambda self, n: setattr(self, "x", nn.Parameter(torch.ones(n)))),
     ],
-    "not an nn.Module": [lambda n: None, dict.fromkeys],
+    "not an nn.Module": [lambda n: None, str],
     "not a class": [nn.BatchNorm2d(3), 5],
     "returns nothing": [but(normalise=lambda self, x, mean, var: None)],
     "input modified in place": [but(normalise=lambda self, x, m, v: x.copy_(Right.normalise(self, x.clone(), m, v)))],
@@ -383,7 +376,7 @@ NETWORKS = {
     "batch norm missing": [partial(bnlib.lenet, "none"), lambda: network(norm1d=lambda n: nn.Identity())],
     "ReLU instead of sigmoid": [lambda: network(nn.ReLU)],
     "tanh instead of sigmoid": [lambda: network(nn.Tanh)],
-    "activations missing": [lambda: network(nn.Identity)],
+    "activation missing": [lambda: network(nn.Identity)],
     "average pooling instead of max pooling": [lambda: network(pool=nn.AvgPool2d)],
     "ReLU instead of sigmoid + average pooling instead of max pooling": [lambda: network(nn.ReLU, nn.AvgPool2d)],
     "batch norm after the activation": [lambda: network(after=True)],
@@ -542,7 +535,9 @@ def test_what_an_attempt_prints_is_shown_once(capsys):
 
 
 @pytest.mark.parametrize("where", ["make", "forward"])
-def test_a_layer_without_end_is_stopped(where):
+def test_a_layer_without_end_is_stopped(where, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 1.0)
+
     class Endless(Right):
         def __init__(self, num_features):
             super().__init__(num_features)
@@ -553,9 +548,7 @@ def test_a_layer_without_end_is_stopped(where):
             while True:
                 pass
 
-    start = time.monotonic()
     assert names("layer", Endless) == {"does not end"}
-    assert time.monotonic() - start < 8
 
 
 # ---- the verdict and the overview

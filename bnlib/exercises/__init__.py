@@ -2,7 +2,7 @@
 
 For readers:
 
-    check(name, attempt)    -> Verdict: right, or which mistake it is, the smallest input on which it shows, where to look
+    check(name, attempt)    -> Verdict: right, or which mistake it is, a small input on which it shows, where to look
     check(name)             the task in words
     check()                 all exercises, and which are solved in this kernel
     bugs["A"]               the code of a layer with one bug, for check("spot_the_bug", {"A": "name of the bug"})

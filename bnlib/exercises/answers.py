@@ -59,7 +59,7 @@ def read(value, names, wanted, dtype):
 
 
 def reshaped(outputs, names, wanted):
-    """Return the outputs in the wanted shapes where the count of numbers allows it, and the mistake, or None if none."""
+    """Return the outputs in the wanted shapes where the count of numbers allows it, and the mistake, else None."""
     mended, mistake = [], None
     for name, output, target in zip(names, outputs, wanted, strict=False):
         if output.shape != target.shape and output.numel() == target.numel():

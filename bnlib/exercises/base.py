@@ -1,11 +1,12 @@
 """How an attempt at a function is judged, and how its mistake is found.
 
-An exercise is data: the right formula, whose keyword arguments ("knobs") bend it; the catalogue of mistakes, each a name,
-a one-line cause and the knobs that make it; the inputs to try. So adding a mistake is adding an entry, and each pair of
-mistakes comes for nothing: turn the knobs of both.
+An exercise is data: the right formula, whose keyword arguments ("knobs") bend it; the catalogue of mistakes, each a
+name, a one-line cause and the knobs that make it; the inputs to try. So adding a mistake is adding an entry, and
+pairs of mistakes come for nothing: turn the knobs of both.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
@@ -292,10 +293,8 @@ class FunctionExercise:
                 wrong.append(case)
                 raise AssertionError
 
-        try:
+        with suppress(EnoughDrawn, AssertionError):
             is_right()
-        except (EnoughDrawn, AssertionError):
-            pass
         return min(wrong, key=lambda case: case.main.numel(), default=None)
 
     def diagnose(self, seen):
@@ -304,7 +303,10 @@ class FunctionExercise:
         named = {odd.name: odd for case in reversed(wrong) for odd in seen[case].form}
         changed = next((seen[case].changed for case in wrong if seen[case].changed), ())
         if changed:
-            cause = f"{' and '.join(changed)} is not the same after the call: work on a copy; `x -= mean` writes into x, `x = x - mean` does not"
+            cause = (
+                f"{' and '.join(changed)} is not the same after the call: work on a copy; "
+                "`x -= mean` writes into x, `x = x - mean` does not"
+            )
             named[IN_PLACE] = Mistake(IN_PLACE, cause)
         values = self.explanation(seen)
         if values is None:
@@ -422,7 +424,10 @@ class FunctionExercise:
         if named:
             return []
         names = self.wrong_slopes(observed, truth)
-        cause = f"the values are right, the gradient with respect to {' and '.join(names)} is not: is a part of the formula detached?"
+        cause = (
+            f"the values are right, the gradient with respect to {' and '.join(names)} is not: "
+            "is a part of the formula detached?"
+        )
         return [Mistake(WRONG_GRADIENT, cause + only)]
 
     def only(self, seen, wrong):

@@ -2,6 +2,7 @@
 
 Each is a layer that runs; that it has just the bug it should have is what `check("layer", ...)` says of it.
 """
+# ruff: noqa: D101, D102 (lessons show these layers by inspection, as short as readers meet them)
 
 import inspect
 import re
@@ -14,7 +15,8 @@ from torch import nn
 from .answers import describe
 from .base import refused, unanswered
 from .catalogue import Mistake
-from .layer import LAYER
+from .layer import ATTRIBUTES, LAYER, MODE
+from .modes import EVALUATION, TRAINING, UPDATE
 from .verdict import Verdict
 
 CHANNEL = (1, -1, 1, 1)
@@ -116,10 +118,10 @@ class LayerF(Layer):
 
 
 CHOICES = {  # the names to choose from, and how else readers put them
-    "biased variance": r"\bbiased|divid\w* by n\b",
+    "biased variance": r"\bbiased|divid\w* by n\b(?! ?[-−])",
     "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
     "momentum reversed": r"momentum",
-    "epsilon outside the root": r"(eps|ε).*(outside|after|out of|std|standard)|(root|sqrt|std).*(plus|\+|then) ?(eps|ε)",
+    "epsilon outside the root": r"(eps|ε).*(outside|after|out of|std|standard)|(sqrt|std).*(plus|\+) ?(eps|ε)",
     "epsilon missing": r"(eps|ε).*(missing|forgotten|absent)|no (eps|ε)",
     "divided by the variance": r"divi\w* by (the )?var|(root|sqrt).*(missing|forgotten)|no (root|sqrt)",
     "not centred": r"not? cent|mean.*not subtracted",
@@ -175,8 +177,10 @@ class SpotTheBug:
     name = "spot_the_bug"
     lesson = 3
     signature = 'spot_the_bug = {"A": "name of the bug", ...}'
-    asks = 'Each of the layers A to F has one bug: give its name, as a dict from letter to name; bnlib.exercises.bugs["A"] shows the first.'
-    mistakes = ()
+    asks = (
+        "Each of the layers A to F has one bug: give its name, as a dict from letter to name; "
+        'bnlib.exercises.bugs["A"] shows the first.'
+    )
 
     def judge(self, answers):
         """Return the Verdict on a dict of answers."""
@@ -216,7 +220,8 @@ class SpotTheBug:
         if answer is None or answer is ... or not str(answer).strip():
             return None, "not answered yet"
         names = meant(str(answer))
-        cause = {mistake.name: mistake.cause for mistake in LAYER.mistakes}
+        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, MODE, ATTRIBUTES)
+        cause = {mistake.name: mistake.cause for mistake in known}
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {cause[bug.answer]}"
         if len(names) > 1:

@@ -118,27 +118,27 @@ def normalise(
 
 
 def median(values, dims):
+    """Return the median over `dims`, axes kept."""
     channel_first = values.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
     return channel_first.median(-1).values.reshape([1 if d in dims else s for d, s in enumerate(values.shape)])
 
 
 def divided(y, var, eps, spread, place):
-    root = var.sqrt()
+    """Return y divided by √(var + ε), bent by the knobs `spread` and `place`."""
     if spread == "nothing":
         return y
-    if spread == "double root":
-        return y / (root + eps).sqrt()
     if spread == "variance":
         return y / {"missing": var, "clamped": var.clamp_min(eps)}.get(place, var + eps)
+    var = var.sqrt() if spread == "double root" else var
     below = {
         "inside": (var + eps).sqrt(),
-        "outside": root + eps,
+        "outside": var.sqrt() + eps,
         "both": (var + eps).sqrt() + eps,
-        "missing": root,
-        "numerator": root,
-        "after": root,
+        "missing": var.sqrt(),
+        "numerator": var.sqrt(),
+        "after": var.sqrt(),
         "clamped": var.clamp_min(eps).sqrt(),
-        "root clamped": root.clamp_min(eps),
+        "root clamped": var.sqrt().clamp_min(eps),
         "squared": (var + eps**2).sqrt(),
         "subtracted": (var - eps).sqrt(),
     }[place]
@@ -146,6 +146,7 @@ def divided(y, var, eps, spread, place):
 
 
 def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
+    """Return y · γ + β, bent by the knobs; y itself if there is no γ."""
     if gamma is None:
         return y
 

@@ -1,4 +1,4 @@
-"""Run what a reader wrote: for a few seconds at most, quietly, and without a trace in torch's or Python's global state."""
+"""Run what a reader wrote: for a few seconds at most, quietly, and without a trace in anyone's global state."""
 
 import contextlib
 import ctypes
@@ -118,7 +118,7 @@ def global_state_kept():
 
 def is_stub(function) -> bool:
     """Return whether the body of a function is only `...`, `pass` or a docstring."""
-    if not isinstance(function, types.FunctionType):
+    if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>":
         return False
     steps = list(dis.get_instructions(function))
     constants = [step.argval for step in steps if step.opname in ("LOAD_CONST", "RETURN_CONST")]

@@ -1,282 +1,34 @@
 """The exercise `layer`: a class of one's own, used as an `nn.Module`.
 
-Its three formulas (the training output, the update of the running statistics, the evaluation output) are exercises of
-their own, with the catalogues of `batch_norm` and `running_stats`; the rest is book-keeping, looked at piece by piece.
-So a layer may have any number of mistakes at once, and each is named.
+Its three formulas are exercises of their own (`modes.py`), with the catalogues of `batch_norm` and `running_stats`; the
+rest is book-keeping, looked at piece by piece. So a layer may have any number of mistakes at once, and each is named.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from .answers import NOTHING, TYPE, describe
-from .base import ENDLESS, RAISES, FunctionExercise, Unanswered, located, refused, unanswered
-from .catalogue import Case, Mistake, batch
-from .formula import divided, normalise, scaled
+from .base import ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, unanswered
+from .catalogue import Mistake, batch
 from .guard import Guard, is_stub
-from .mistakes import OTHER
-from .normalise import BATCH_NORM, drawn_images, image_cases
-from .statistics import RUNNING_STATS
+from .modes import EVALUATION, TRAINING, UPDATE, UPDATED_IN_EVAL
+from .parts import ROLES, parts, role_of
 from .verdict import Verdict
-
-# ---- the parts of a layer: which of its tensors is γ, β, the running mean, the running variance
-
-ROLES = {
-    "gamma": (("weight", "gamma", "scale", "g", "w"), 1.0),
-    "beta": (("bias", "beta", "shift", "offset", "b"), 0.0),
-    "running mean": (("mean", "mu"), 0.0),
-    "running variance": (("var", "std", "sigma"), 1.0),
-}
-
-
-@dataclass
-class Part:
-    """A tensor of a layer: where it is kept ("parameter", "buffer", "unsaved buffer", "attribute") and what it is for."""
-
-    kind: str
-    name: str
-    tensor: torch.Tensor
-
-    def put(self, layer, value):
-        """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
-        value = value.view(self.shape(value.numel()))
-        if self.kind in ("parameter", "buffer", "unsaved buffer"):
-            return {self.name: value}
-        *owners, attribute = self.name.split(".")
-        setattr(layer.get_submodule(".".join(owners)), attribute, value)
-        return {}
-
-    def shape(self, channels):
-        """Return the shape in which this layer keeps one number for each channel."""
-        return (1, -1, 1, 1) if self.tensor.dim() == 4 else (channels,)
-
-
-def parts(layer):
-    """Return every tensor of a layer that may stand for a statistic or a parameter, by name."""
-    unsaved = {id(m._buffers[name]) for m in layer.modules() for name in m._non_persistent_buffers_set}
-    found = [Part("parameter", name, tensor) for name, tensor in layer.named_parameters()]
-    for name, tensor in layer.named_buffers():
-        found.append(Part("unsaved buffer" if id(tensor) in unsaved else "buffer", name, tensor))
-    for prefix, module in layer.named_modules():
-        for name, value in {**vars(type(module)), **vars(module)}.items():
-            if isinstance(value, torch.Tensor):
-                found.append(Part("attribute", f"{prefix}.{name}".lstrip("."), value))
-    return {part.name: part for part in found if part.tensor.is_floating_point()}
-
-
-def role_of(part):
-    """Return what a new layer's part is for: its name says it, else the value it starts at; None if neither does."""
-    last = part.name.split(".")[-1].lower()
-    for role in ("running mean", "running variance"):
-        if any(word in last for word in ROLES[role][0]):
-            return role
-    for role in ("gamma", "beta"):
-        if last in ROLES[role][0] or last.startswith(ROLES[role][0][:2]):
-            return role
-    candidates = ("gamma", "beta") if part.kind == "parameter" else ("running mean", "running variance")
-    return next((role for role in candidates if (part.tensor == ROLES[role][1]).all()), None)
-
-
-# ---- its three formulas
-
-
-def training_output(x, gamma, beta, *, running="", **knobs):
-    """Return the layer's output in training, bent by the knobs of `normalise`."""
-    if running:
-        mean, var = torch.zeros_like(gamma), torch.ones_like(gamma)
-        if running != "old":
-            mean, var = updated(x if running == "updated, in the graph" else x.detach(), mean, var)
-        return evaluation_output(x, gamma, beta, mean, var)
-    return normalise(x, gamma=gamma, beta=beta, **knobs)
-
-
-def updated(x, running_mean, running_var):
-    return RUNNING_STATS.formula(x, running_mean, running_var, 0.1)
-
-
-def evaluation_output(
-    x,
-    gamma,
-    beta,
-    running_mean,
-    running_var,
-    *,
-    batch=False,
-    stored="var",
-    eps=1e-5,
-    fixed=None,
-    place="inside",
-    spread="root",
-    centre="mean",
-    order="γ then β",
-    gamma_along=1,
-    beta_along=1,
-    **knobs,
-):
-    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or of its own: `batch`, `stored`."""
-    eps = eps if fixed is None else fixed
-    if batch:
-        knobs |= dict(place=place, spread=spread, order=order, gamma_along=gamma_along, beta_along=beta_along)
-        return normalise(x, eps, gamma, beta, **knobs)
-    if stored == "after update":
-        running_mean, running_var = updated(x.detach(), running_mean, running_var)
-    mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
-    if stored == "swapped":
-        mean, var = var, mean
-    y = x - mean if centre == "mean" else x
-    y = divided(y, var, eps, spread, place)
-    return scaled(y, gamma, beta, order, gamma_along, beta_along, "")
-
-
-RUNS = (
-    Mistake(
-        "training uses running statistics",
-        "in training, the running mean and variance normalise; they are for evaluation: in training the batch's own do",
-        3,
-        running="old",
-    ),
-    *(
-        Mistake(
-            "training uses running statistics",
-            "in training, the running mean and variance (after their update) normalise; they are for evaluation: in training the batch's own do",
-            3,
-            running=running,
-        )
-        for running in ("updated", "updated, in the graph")
-    ),
-)
-UPDATED_IN_EVAL = Mistake(
-    "running statistics updated in eval",
-    "a call in eval() changes the running statistics: data that is only predicted must not enter them; update when `self.training` is True only",
-    3,
-    stored="after update",
-)
-EVALUATES = (
-    UPDATED_IN_EVAL,
-    Mistake(
-        "evaluation uses the batch's statistics",
-        "eval() still normalises with the batch's own mean and variance; use the running ones when `self.training` is False",
-        3,
-        batch=True,
-    ),
-    Mistake(
-        "evaluation uses the batch's statistics",
-        "eval() still normalises with the batch's own mean and (unbiased) variance; use the running ones when `self.training` is False",
-        3,
-        batch=True,
-        var_by="n - 1",
-    ),
-    Mistake("not centred in evaluation", "eval() does not subtract the running mean", 3, centre="none"),
-    Mistake(
-        "divided by the running variance",
-        "eval() divides by the running variance, not by its root",
-        3,
-        spread="variance",
-    ),
-    Mistake(
-        "not divided in evaluation", "eval() does not divide by the root of the running variance", 3, spread="nothing"
-    ),
-    Mistake(
-        "not normalised in evaluation",
-        "eval() only applies γ and β; subtract the running mean and divide by the root of the running variance first",
-        3,
-        spread="nothing",
-        centre="none",
-    ),
-    Mistake(
-        "running mean and variance swapped in evaluation",
-        "eval() subtracts the running variance and divides by the running mean",
-        3,
-        stored="swapped",
-    ),
-)
-
-
-def is_of_both_modes(knobs):
-    """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β."""
-    common = {"place", "fixed", "order", "gamma_along", "beta_along"}
-    return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
-
-
-def without(case, *names):
-    return replace(case, arguments={name: value for name, value in case.arguments.items() if name not in names})
-
-
-def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    c = shape[1]
-    draws = torch.rand(4, c, generator=generator, dtype=torch.float64)
-    values = dict(
-        gamma=draws[0] + 0.5, beta=draws[1] * 4 - 2, running_mean=draws[2] * 3, running_var=(draws[3] + 0.3) * scale
-    )
-    return Case({"x": batch(shape, seed, dtype=dtype), **{name: value.to(dtype) for name, value in values.items()}})
-
-
-TRAINING = replace(
-    BATCH_NORM,
-    formula=training_output,
-    mistakes=(*[m for m in BATCH_NORM.mistakes if m.name != "epsilon fixed"], *OTHER, *RUNS),
-    cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
-    drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
-)
-UPDATE = replace(
-    RUNNING_STATS,
-    formula=lambda x, running_mean, running_var, **knobs: RUNNING_STATS.formula(
-        x, running_mean, running_var, 0.1, **knobs
-    ),
-    mistakes=(
-        *(mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"),
-        *(
-            Mistake(
-                "momentum is not 0.1",
-                f"a batch enters with the share {share:g}; the layer's momentum is 0.1",
-                3,
-                fixed=share,
-            )
-            for share in (0.01, 0.99, 0.001, 0.2, 0.5)
-        ),
-    ),
-    cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
-    drawn=None,
-)
-EVALUATION = FunctionExercise(
-    name="layer",
-    lesson=4,
-    signature="",
-    asks="",
-    formula=evaluation_output,
-    mistakes=(
-        *EVALUATES,
-        *(
-            Mistake(mistake.name, mistake.cause, mistake.lesson, also=shared)
-            for mistake in TRAINING.mistakes
-            if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
-        ),
-    ),
-    cases=(
-        evaluation_case(2, 2, 1, 2, seed=0),
-        evaluation_case(3, 4, 2, 5, seed=1),
-        evaluation_case(2, 3, 4, 3, seed=2),
-        evaluation_case(2, 3, 1, 2, seed=3, dtype=torch.float64),
-        evaluation_case(1, 3, 2, 1, seed=4),
-        evaluation_case(2, 3, 2, 2, seed=5, scale=1e-5),
-    ),
-)
-
-
-# ---- its book-keeping
 
 MODE = Mistake(
     "mode taken from grad mode",
-    "whether it trains or evaluates depends on `torch.no_grad()` (`torch.is_grad_enabled()`), not on `train()` and `eval()`: use `self.training`",
+    "whether it trains or evaluates depends on `torch.no_grad()` (`torch.is_grad_enabled()`), not on `train()` and "
+    "`eval()`: use `self.training`",
     4,
 )
 ATTRIBUTES = Mistake(
     "plain attributes",
-    "the running statistics are plain attributes: `state_dict()` does not save them and `.to(device)` leaves them behind; use `self.register_buffer(name, tensor)`",
+    "the running statistics are plain attributes: `state_dict()` does not save them and `.to(device)` leaves them "
+    "behind; use `self.register_buffer(name, tensor)`",
     4,
 )
 NOT_SAVED = Mistake(
@@ -286,7 +38,8 @@ NOT_SAVED = Mistake(
 )
 AS_PARAMETERS = Mistake(
     "running statistics as parameters",
-    "the running statistics are `nn.Parameter`s, so they are among `parameters()` for the optimiser to change; use `self.register_buffer(name, tensor)`",
+    "the running statistics are `nn.Parameter`s, so they are among `parameters()` for the optimiser to change; use "
+    "`self.register_buffer(name, tensor)`",
     4,
 )
 AFFINE_ATTRIBUTES = Mistake(
@@ -302,23 +55,27 @@ NO_RUNNING = Mistake(
 )
 SHAPED = Mistake(
     "shaped (1, C, 1, 1)",
-    "the {} shaped (1, C, 1, 1); keep (C,), as torch.nn does, and give it that shape in the forward pass, or a `state_dict` of torch.nn does not fit",
+    "the {} shaped (1, C, 1, 1); keep (C,), as torch.nn does, and give it that shape in the forward pass, or a "
+    "`state_dict` of torch.nn does not fit",
     4,
 )
 GRAPH = Mistake(
     "running statistics carry the graph",
-    "the running statistics keep the graph of every batch alive (and cannot be deep-copied): update them under `torch.no_grad()` or from `mean.detach()`",
+    "the running statistics keep the graph of every batch alive (and cannot be deep-copied): update them under "
+    "`torch.no_grad()` or from `mean.detach()`",
     4,
 )
 COPY = Mistake("cannot be copied", "`copy.deepcopy(layer)` fails: {}", 4)
 SHARED = Mistake(
     "statistics shared between layers",
-    "training one layer changes another one: the tensors belong to the class, or are defaults made once; make them in `__init__`",
+    "training one layer changes another one: the tensors belong to the class, or are defaults made once; make them in "
+    "`__init__`",
     4,
 )
 ONE_VALUE = Mistake(
     "one value per channel accepted",
-    "in training, an input of shape (1, C, 1, 1) has one value per channel and no spread: raise a ValueError, as torch.nn does",
+    "in training, an input of shape (1, C, 1, 1) has one value per channel and no spread: raise a ValueError, as "
+    "torch.nn does",
     2,
 )
 ONE_VALUE_EVAL = Mistake(
@@ -355,8 +112,9 @@ STARTS = {
 }
 
 
-def worded(mistake, *words):
-    return Mistake(mistake.name, mistake.cause.format(*words), mistake.lesson)
+def worded(mistake, words):
+    """Return a mistake with words put into its cause."""
+    return Mistake(mistake.name, mistake.cause.format(words), mistake.lesson)
 
 
 class Layer:
@@ -366,30 +124,9 @@ class Layer:
     lesson = 4
     signature = "Layer(num_features), an nn.Module for (N, C, H, W)"
     asks = (
-        "Write the class: γ and β as parameters (from 1 and 0), running mean and variance as buffers of shape (C,) (from "
-        "0 and 1), momentum 0.1, ε = 1e-5, the mode from self.training; one value per channel in training is a ValueError."
-    )
-    mistakes = (
-        *TRAINING.mistakes,
-        *UPDATE.mistakes,
-        *EVALUATION.mistakes,
-        MODE,
-        UPDATED_IN_EVAL,
-        ATTRIBUTES,
-        NOT_SAVED,
-        AS_PARAMETERS,
-        AFFINE_ATTRIBUTES,
-        NO_AFFINE,
-        NO_RUNNING,
-        SHAPED,
-        GRAPH,
-        COPY,
-        SHARED,
-        ONE_VALUE,
-        ONE_VALUE_EVAL,
-        RELOAD,
-        MOVES,
-        *STARTS.values(),
+        "Write the class: γ and β as parameters (from 1 and 0), running mean and variance as buffers of shape (C,) "
+        "(from 0 and 1), momentum 0.1, ε = 1e-5, the mode from self.training; one value per channel in training is a "
+        "ValueError."
     )
 
     def judge(self, attempt):
@@ -398,10 +135,8 @@ class Layer:
         if attempt is None or attempt is ... or is_stub(attempt) or is_stub(forward) or forward is nn.Module.forward:
             return unanswered(self)
         if isinstance(attempt, nn.Module) or not callable(attempt):
-            return refused(
-                self,
-                [Mistake("not a class", f"it is {describe(attempt)}; give the class itself: check('layer', Layer)")],
-            )
+            cause = f"it is {describe(attempt)}; give the class itself: check('layer', Layer)"
+            return refused(self, [Mistake("not a class", cause)])
         examination = Examination(attempt)
         try:
             examination.run()
@@ -409,11 +144,8 @@ class Layer:
             return unanswered(self)
         if examination.found:
             return refused(self, examination.found.values(), **examination.evidence)
-        return Verdict(
-            self.name,
-            True,
-            "Both modes, gradients, parameters, buffers, state_dict, .to() and deepcopy do what torch.nn's do.",
-        )
+        same = "Both modes, gradients, parameters, buffers, state_dict, .to() and deepcopy do what torch.nn's do."
+        return Verdict(self.name, True, same)
 
 
 RUNNING = ("running mean", "running variance")
@@ -438,9 +170,13 @@ class Examination:
         self.look_at_one_value()
 
     def note(self, mistakes, evidence=None):
-        """Add mistakes, each name once, and keep the first evidence."""
+        """Add mistakes, each name once, and keep the first evidence.
+
+        One that has no name says nothing beside others, which it may well come from.
+        """
         for mistake in mistakes:
-            self.found.setdefault(mistake.name, mistake)
+            if mistake.name != UNKNOWN or not self.found:
+                self.found.setdefault(mistake.name, mistake)
         self.evidence = self.evidence or evidence or {}
 
     def has(self, *roles):
@@ -483,12 +219,10 @@ class Examination:
         new = {name: replace(part, tensor=part.tensor.detach().clone()) for name, part in parts(layer).items()}
         x = batch((4, 3, 2, 2), 0).requires_grad_()
         y = self.tried(lambda: layer.train()(x * 1))
+        if self.found:
+            return False
         if not isinstance(y, torch.Tensor):
-            self.note(
-                []
-                if self.found
-                else [Mistake(NOTHING if y is None else TYPE, f"`forward` returns {describe(y)}; expected y")]
-            )
+            self.note([Mistake(NOTHING if y is None else TYPE, f"`forward` returns {describe(y)}; expected y")])
             return False
         self.used, self.parts, self.names = layer, parts(layer) | new, {}
         for part in self.parts.values():  # a statistic may be made in the first call only
@@ -582,11 +316,8 @@ class Examination:
     def look_at_copies(self):
         """Name what goes wrong when the layer is saved, moved, copied, or stands beside another."""
         x = batch((4, 3, 2, 2), 2, mean=3.0)
-        used = parts(self.used)
-        if (
-            any(used[self.names[role]].tensor.requires_grad for role in RUNNING)
-            and AS_PARAMETERS.name not in self.found
-        ):
+        kept = [parts(self.used)[self.names[role]] for role in RUNNING]
+        if any(part.tensor.requires_grad for part in kept if part.kind != "parameter"):
             self.note([GRAPH])
         else:
             _, trouble = self.guard.call(copy.deepcopy, self.used)

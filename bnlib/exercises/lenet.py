@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .answers import NOTHING, TYPE, describe
+from .answers import NOTHING, SHAPE, TYPE, describe
 from .base import ENDLESS, RAISES, UNKNOWN, Bend, Unanswered, located, refused, together, unanswered
 from .catalogue import Mistake
 from .guard import Guard, holds_dots, is_stub
-from .layer import parts, role_of
+from .parts import parts, role_of
 from .verdict import Verdict
 
 LAYERS = {
@@ -97,110 +97,67 @@ def forward(
     return inputs, ENDS[end](x)
 
 
-def one(i, other, usual, count=4):
-    return tuple(other if j == i else usual for j in range(count))
+def at(*places, other, usual, count=4):
+    """Return `usual` for each layer, but `other` at some."""
+    return tuple(other if i in places else usual for i in range(count))
 
 
-SHORT = ("the first convolution", "the second convolution", "the first linear layer", "the second linear layer")
+def moved_norm(name, cause, place, everywhere):
+    """Return the entry of a batch norm in another place: behind every layer, the convolutions, the linear ones, one."""
+    groups = [(0, 1), *([(2, 3), (2,), (3,)] if everywhere else []), (0,), (1,)]
+    variants = [dict(place=at(*group, other=place, usual="before")) for group in groups]
+    others = at(0, 1, other=place, usual="after the activation")
+    return Mistake(name, cause, also=[dict(place=others), *variants])
+
+
 MISTAKES = (
     *(
-        Mistake(f"{name} instead of sigmoid", f"the activations are {name}; the table has Sigmoid", between=(name,) * 4)
+        Mistake(
+            f"{name} instead of sigmoid",
+            f"the table has Sigmoid, here {'stands' if name != 'softmax' else 'is'} {name}",
+            also=[
+                dict(between=at(*places, other=name, usual="sigmoid"))
+                for places in ((0, 1, 2, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))
+            ],
+        )
         for name in ACTIVATIONS
         if name not in ("sigmoid", "nothing")
     ),
     Mistake(
-        "activations missing",
-        "there is no activation: the layers collapse into one linear map; put Sigmoid after each batch norm",
-        between=("nothing",) * 4,
+        "activation missing",
+        "without Sigmoid between them, layers collapse into one linear map; it follows each batch norm",
+        also=[
+            dict(between=at(*places, other="nothing", usual="sigmoid"))
+            for places in ((0, 1, 2, 3), (0, 1), (2, 3), (0,), (1,), (2,), (3,))
+        ],
     ),
     Mistake(
         "average pooling instead of max pooling",
         "the pooling takes the average; the table has MaxPool",
-        pool=("avg", "avg"),
+        also=[dict(pool=pool) for pool in (("avg", "avg"), ("avg", "max"), ("max", "avg"))],
     ),
-    Mistake(
+    moved_norm(
         "batch norm after the activation",
-        "each batch norm stands after its sigmoid; the table has it before, right after the convolution or linear layer",
-        place=("after the activation",) * 4,
+        "a batch norm stands after the sigmoid; the table has it before, right after its convolution or linear layer",
+        "after the activation",
+        True,
     ),
-    Mistake(
-        "batch norm after the activation",
-        "behind the convolutions, batch norm stands after the sigmoid; the table has it before",
-        place=("after the activation", "after the activation", "before", "before"),
-    ),
-    Mistake(
-        "batch norm after the activation",
-        "behind the linear layers, batch norm stands after the sigmoid; the table has it before",
-        place=("before", "before", "after the activation", "after the activation"),
-    ),
-    Mistake(
+    moved_norm(
         "batch norm after the pooling",
-        "batch norm stands after the pooling (and, behind the linear layers, after the sigmoid); the table has it right after the convolution",
-        place=("after the pooling", "after the pooling", "after the activation", "after the activation"),
+        "a batch norm stands after the pooling; the table has it right after its convolution",
+        "after the pooling",
+        False,
     ),
-    Mistake(
-        "batch norm after the pooling",
-        "batch norm stands after sigmoid and pooling; the table has it right after the convolution",
-        place=("after the pooling", "after the pooling", "before", "before"),
-    ),
-    Mistake(
+    moved_norm(
         "pooling before batch norm",
-        "the pooling comes before batch norm and sigmoid; the table has it after both",
-        place=("behind the pooling", "behind the pooling", "before", "before"),
-    ),
-    *(
-        Mistake(
-            "activation missing",
-            f"after {name} and its batch norm there is no sigmoid",
-            between=one(i, "nothing", "sigmoid"),
-        )
-        for i, name in enumerate(SHORT)
-    ),
-    *(
-        Mistake(
-            f"{other} instead of sigmoid",
-            f"after {name} there is {other}; the table has Sigmoid",
-            between=one(i, other, "sigmoid"),
-        )
-        for i, name in enumerate(SHORT)
-        for other in ("ReLU", "tanh")
-    ),
-    *(
-        Mistake(
-            "batch norm after the activation",
-            f"after {name}, batch norm stands behind the sigmoid; the table has it before",
-            place=one(i, "after the activation", "before"),
-        )
-        for i, name in enumerate(SHORT)
-    ),
-    *(
-        Mistake(
-            "batch norm after the pooling",
-            f"after {name}, batch norm stands behind the pooling; the table has it before the sigmoid",
-            place=one(i, "after the pooling", "before"),
-        )
-        for i, name in enumerate(SHORT[:2])
-    ),
-    *(
-        Mistake(
-            "pooling before batch norm",
-            f"after {name}, the pooling comes before batch norm; the table has it after the sigmoid",
-            place=one(i, "behind the pooling", "before"),
-        )
-        for i, name in enumerate(SHORT[:2])
-    ),
-    *(
-        Mistake(
-            "average pooling instead of max pooling",
-            f"after {name}, the pooling takes the average; the table has MaxPool",
-            pool=one(i, "avg", "max", 2),
-        )
-        for i, name in enumerate(SHORT[:2])
+        "a pooling comes before the batch norm; the table has it after batch norm and sigmoid",
+        "behind the pooling",
+        False,
     ),
     *(
         Mistake(
             f"{name} at the end",
-            f"the output goes through {name}; the table ends with the linear layer (the loss, cross-entropy, takes its numbers as they are)",
+            f"the output goes through {name}; the table ends with a linear layer, and the loss takes its numbers",
             end=name,
         )
         for name in ENDS
@@ -212,25 +169,11 @@ MISTAKES = (
         flatten="C last",
     ),
 )
-STRUCTURE = (  # found by looking at the layers, so without knobs
-    "batch norm missing",
+FORMS = {"padding", "stride", "wrong kernel size", "another normalization"} | {
+    "dropout added",
     "batch norm after the last layer",
     "two batch norms in a row",
-    "one batch norm used twice",
-    "another normalization",
-    "wrong number of layers",
-    "wrong number of channels",
-    "wrong kernel size",
-    "padding",
-    "stride",
-    "wrong number of features",
-    "bias missing",
-    "dropout added",
-    "momentum of batch norm",
-    "epsilon of batch norm",
-    "batch norm without gamma and beta",
-    "batch norm without running statistics",
-)
+}  # with which the formula above cannot be compared
 
 
 class Lenet:
@@ -240,7 +183,6 @@ class Lenet:
     lesson = 5
     signature = "lenet_with_bn() -> nn.Module for images (B, 1, 28, 28)"
     asks = "Return the network of the lesson's table, with a batch norm between each layer and its sigmoid."
-    mistakes = MISTAKES
 
     def judge(self, attempt):
         """Return the Verdict on a function that makes the network."""
@@ -277,39 +219,16 @@ class Lenet:
         if trouble:
             if trouble.kind == "unanswered":
                 raise Unanswered
-            if "D input (got" in trouble.text:
-                cause = (
-                    f"{trouble.text.removeprefix('ValueError: ')}: BatchNorm2d follows a convolution, (B, C, H, W), "
-                    "BatchNorm1d a linear layer, (B, C)"
-                )
-                return [*found, Mistake("batch norm for another number of axes", cause)], evidence
-            last = f"; the last layer reached is {calls[-1][0]}" if calls else ""
-            return [
-                *found,
-                Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + last),
-            ], evidence
+            return [*found, stumbled(trouble, calls)], evidence
         if not isinstance(y, torch.Tensor) or y.shape != (4, 10):
             cause = f"the network returns {describe(y)}; expected (4, 10) for four images"
-            return [
-                *found,
-                Mistake("returns the wrong shape" if isinstance(y, torch.Tensor) else TYPE, cause),
-            ], evidence
+            return [*found, Mistake(SHAPE if isinstance(y, torch.Tensor) else TYPE, cause)], evidence
         layers, norms = sorted_out(calls)
         sizes = [(m.weight.shape[1], m.weight.shape[0]) for m in layers]
-        if sizes == list(LAYERS.values()) and not any(m.name in GEOMETRY for m in found):
-            found += behaviour(guard, model, layers, norms, found)
+        if sizes == list(LAYERS.values()) and not any(m.name in FORMS for m in found):
+            derived = behaviour(guard, model, layers, norms)
+            found += [mistake for mistake in derived if not (found and mistake.name in CONSEQUENCES)]
         return found, evidence if found else {}
-
-
-GEOMETRY = {
-    "padding",
-    "stride",
-    "wrong kernel size",
-    "dropout added",
-    "batch norm after the last layer",
-    "two batch norms in a row",
-    "another normalization",
-}
 
 
 def traced(guard, model):
@@ -325,6 +244,16 @@ def traced(guard, model):
     for hook in hooks:
         hook.remove()
     return [(m, i.detach().clone(), o.detach()) for m, i, o in calls if isinstance(i, torch.Tensor)], y, trouble
+
+
+def stumbled(trouble, calls):
+    """Return the mistake of a network that does not get to its end."""
+    if "D input (got" in trouble.text:
+        needs = "after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear layer, (B, C), BatchNorm1d"
+        cause = f"{trouble.text.removeprefix('ValueError: ')}: {needs}"
+        return Mistake("batch norm for another number of axes", cause)
+    last = f"; the last layer reached is {calls[-1][0]}" if calls else ""
+    return Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + last)
 
 
 def listing(calls):
@@ -371,14 +300,16 @@ def structure(calls):
     if kinds != [True, True, False, False, False][: len(kinds)] or len(kinds) > 5:
         note(
             "wrong number of layers",
-            f"{sum(kinds)} convolutions and {len(kinds) - sum(kinds)} linear layers; the table has 2 and 3, in this order",
+            f"{sum(kinds)} convolutions and {len(kinds) - sum(kinds)} linear layers; the table has 2 and 3, in this "
+            "order",
         )
         return found
     used = [norm for some in norms for norm in some]
     if len(set(map(id, used))) < len(used):
         note(
             "one batch norm used twice",
-            "the same batch norm layer is called in two places, so two layers share γ, β and running statistics; make one for each",
+            "the same batch norm layer is called in two places, so two layers share γ, β and running statistics; make "
+            "one for each",
         )
     for name, (before, after), layer, follow in zip(LAYERS, LAYERS.values(), layers, norms, strict=False):
         if isinstance(layer, nn.Conv2d):
@@ -408,13 +339,10 @@ def structure(calls):
             )
         elif len(follow) > 1:
             note("two batch norms in a row", f"{name} is followed by {len(follow)} batch norms; the table has one")
-    bare = [name for name, follow in zip(LAYERS, norms, strict=False) if not follow][: 4 if len(norms) == 5 else None]
-    bare = (
-        [name for name in bare if name != "the last linear layer" and name != list(LAYERS)[len(norms) - 1]]
-        if len(norms) < 5
-        else bare
+    reached = (
+        list(zip(LAYERS, norms, strict=False))[:4] if len(norms) == 5 else list(zip(LAYERS, norms, strict=False))[:-1]
     )
-    bare = [name for name in bare if name != "the last linear layer"]
+    bare = [name for name, follow in reached if not follow]
     if bare:
         note(
             "batch norm missing", f"no batch norm follows {', '.join(bare)}; the table has one after each but the last"
@@ -428,6 +356,7 @@ def structure(calls):
 
 
 def settings_of(norm, note):
+    """Note in what a batch norm differs from PyTorch's defaults."""
     if isinstance(norm, (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)):
         note("another normalization", f"there is a {type(norm).__name__}; the table has batch norm")
         return
@@ -451,7 +380,7 @@ def settings_of(norm, note):
         )
 
 
-def behaviour(guard, model, layers, norms, found):
+def behaviour(guard, model, layers, norms):
     """Return the mistakes in what lies between the layers, after giving them known weights."""
     generator = torch.Generator().manual_seed(1)
 
@@ -507,13 +436,7 @@ def behaviour(guard, model, layers, norms, found):
         if not clash and gives(True, **knobs):
             if gives(False, **knobs):
                 return [*mistakes, *([] if kept(norms, run(True, **knobs)[0]) else [NOT_KEPT])]
-            return [
-                *mistakes,
-                Mistake(
-                    "wrong in evaluation",
-                    "in train() the output is right, in eval() it is not: does a batch norm use its running statistics there?",
-                ),
-            ]
+            return [*mistakes, EVALUATION]
     with torch.no_grad():
         _, inputs, _ = run(True)
     received = [i for m, i, _ in seen[True][0] if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -531,11 +454,17 @@ def behaviour(guard, model, layers, norms, found):
     ]
 
 
+EVALUATION = Mistake(
+    "wrong in evaluation",
+    "train() gives the right output, eval() does not: does a batch norm use its running statistics there?",
+    3,
+)
 NOT_KEPT = Mistake(
     "running statistics of a batch norm",
-    "after a training batch, a batch norm's running statistics are not what torch.nn's would be: try that layer in check('layer', ...)",
+    "after a training batch they are not what torch.nn's would be: try that layer in check('layer', ...)",
     4,
 )
+CONSEQUENCES = {UNKNOWN, EVALUATION.name, NOT_KEPT.name}  # not worth a word beside what they come from
 
 
 def kept(norms, expected):

@@ -14,13 +14,13 @@ from .mistakes import AFFINE, FIXED, OF_GRADES, OF_IMAGES
 # ---- inputs
 
 
-def with_affine(case_arguments, channels, dtype, seed=0):
+def with_affine(arguments, channels, dtype, seed):
+    """Return the arguments and a γ, the third channel's negative, and a β."""
     generator = torch.Generator().manual_seed(seed + 100)
-    gamma = (torch.rand(channels, generator=generator, dtype=torch.float64) + 0.5) * (
-        1 - 2 * (torch.arange(channels) % 3 == 2)
-    )
+    gamma = torch.rand(channels, generator=generator, dtype=torch.float64) + 0.5
+    gamma[2:3] *= -1
     beta = torch.randn(channels, generator=generator, dtype=torch.float64) * 2
-    return {**case_arguments, "gamma": gamma.to(dtype), "beta": beta.to(dtype)}
+    return {**arguments, "gamma": gamma.to(dtype), "beta": beta.to(dtype)}
 
 
 def image_cases(affine):
@@ -130,12 +130,13 @@ def as_a_line(x, expected, received):
                 continue
             if group != (1,):
                 others = " and ".join(letters[d] for d in group if d != 1)
-                return f"Values of one channel are not treated alike: what is subtracted or divided by changes along axis {others}."
+                return f"One channel's values are not treated alike: shift or divisor change along {others}."
             (slope, shift), (wanted_slope, wanted_shift) = line, fit(x, expected, group)
             c = int(((slope - wanted_slope).abs() + (shift - wanted_shift).abs()).nan_to_num().argmax())
             return (
                 f"In each channel y is a straight line in x, as it should be, y = a · x + b; "
-                f"in channel {c} a is {slope[c]:.4g}, expected {wanted_slope[c]:.4g}, and b is {shift[c]:.4g}, expected {wanted_shift[c]:.4g}."
+                f"in channel {c} a is {slope[c]:.4g}, expected {wanted_slope[c]:.4g}, and b is {shift[c]:.4g}, "
+                f"expected {wanted_shift[c]:.4g}."
             )
     return "Within one channel y is not a straight line in x: each x should only be shifted and scaled."
 
@@ -157,7 +158,8 @@ STANDARDIZE = FunctionExercise(
     name="standardize",
     lesson=1,
     signature="standardize(scores (N, C)) -> (N, C)",
-    asks="From each subject's grades subtract their mean, and divide by the root of their biased variance plus ε = 1e-5.",
+    asks="From each subject's grades subtract their mean, and divide by the root of their biased variance plus ε = "
+    "1e-5.",
     formula=lambda scores, **knobs: normalise(scores, **knobs),
     mistakes=OF_GRADES,
     cases=grade_cases(),
@@ -169,7 +171,8 @@ BATCH_NORM_LOOPS = FunctionExercise(
     name="batch_norm_loops",
     lesson=3,
     signature="batch_norm_loops(x (N, C, H, W), eps) -> y (N, C, H, W)",
-    asks="Normalise each channel with the mean and the biased variance of its N·H·W numbers, ε inside the root; loops or not.",
+    asks="Normalise each channel with the mean and the biased variance of its N·H·W numbers, ε inside the root; loops "
+    "or not.",
     formula=normalise,
     mistakes=(*OF_IMAGES, *FIXED),
     cases=image_cases(affine=False),

@@ -239,7 +239,8 @@ STORED = "what is stored is the unbiased one, ÷ (n − 1) with n = N·H·W"
 RUNNING_MISTAKES = (
     Mistake(
         "biased variance",
-        f"the variance that enters is divided by n; {STORED}: `var(..., correction=1)`, or the biased one times n / (n − 1)",
+        f"the variance that enters is divided by n; {STORED}: `var(..., correction=1)`, or the biased one times n / "
+        "(n − 1)",
         3,
         var_by="n",
     ),

@@ -97,15 +97,12 @@ class Verdict:
             cells = "".join(f'<td {style}><pre style="margin: 0">{escape(text)}</pre></td>' for _, text in columns)
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
-        return "\n".join([*html, "</div>"]).replace(*self._link())
-
-    def _link(self):
-        page = LESSONS.get(self.lesson, "")
-        return f"({page})", f'(<a href="{page}.ipynb">{page}</a>)'
+        page = LESSONS.get(self.lesson, "(no lesson)")
+        return "\n".join([*html, "</div>"]).replace(f"({page})", f'(<a href="{page}.ipynb">{page}</a>)')
 
 
 def numbers(value, indent=0):
-    """Return a value as text free of rounding noise: four significant digits, one line for each row, image or channel."""
+    """Return a value as text without rounding noise: four significant digits, a line for each row of a channel."""
     if not isinstance(value, torch.Tensor):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     if value.numel() > 40:

@@ -1,0 +1,60 @@
+"""The parts of a layer: which of its tensors is γ, β, the running mean, the running variance, and how each is kept."""
+
+from dataclasses import dataclass
+
+import torch
+
+ROLES = {
+    "gamma": (("weight", "gamma", "scale", "g", "w"), 1.0),
+    "beta": (("bias", "beta", "shift", "offset", "b"), 0.0),
+    "running mean": (("mean", "mu"), 0.0),
+    "running variance": (("var", "std", "sigma"), 1.0),
+}
+
+
+@dataclass
+class Part:
+    """A tensor of a layer, and how it is kept: "parameter", "buffer", "unsaved buffer" or "attribute"."""
+
+    kind: str
+    name: str
+    tensor: torch.Tensor
+
+    def put(self, layer, value):
+        """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
+        value = value.view(self.shape(value.numel()))
+        if self.kind in ("parameter", "buffer", "unsaved buffer"):
+            return {self.name: value}
+        *owners, attribute = self.name.split(".")
+        setattr(layer.get_submodule(".".join(owners)), attribute, value)
+        return {}
+
+    def shape(self, channels):
+        """Return the shape in which this layer keeps one number for each channel."""
+        return (1, -1, 1, 1) if self.tensor.dim() == 4 else (channels,)
+
+
+def parts(layer):
+    """Return every tensor of a layer that may stand for a statistic or a parameter, by name."""
+    unsaved = {id(m._buffers[name]) for m in layer.modules() for name in m._non_persistent_buffers_set}
+    found = [Part("parameter", name, tensor) for name, tensor in layer.named_parameters()]
+    for name, tensor in layer.named_buffers():
+        found.append(Part("unsaved buffer" if id(tensor) in unsaved else "buffer", name, tensor))
+    for prefix, module in layer.named_modules():
+        for name, value in {**vars(type(module)), **vars(module)}.items():
+            if isinstance(value, torch.Tensor):
+                found.append(Part("attribute", f"{prefix}.{name}".lstrip("."), value))
+    return {part.name: part for part in found if part.tensor.is_floating_point()}
+
+
+def role_of(part):
+    """Return what a new layer's part is for: its name says it, else the value it starts at; None if neither does."""
+    last = part.name.split(".")[-1].lower()
+    for role in ("running mean", "running variance"):
+        if any(word in last for word in ROLES[role][0]):
+            return role
+    for role in ("gamma", "beta"):
+        if last in ROLES[role][0] or last.startswith(ROLES[role][0][:2]):
+            return role
+    candidates = ("gamma", "beta") if part.kind == "parameter" else ("running mean", "running variance")
+    return next((role for role in candidates if (part.tensor == ROLES[role][1]).all()), None)
