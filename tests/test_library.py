@@ -5,9 +5,13 @@ import doctest
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 import bnlib
 
@@ -51,6 +55,11 @@ def test_every_listed_name_is_there_and_an_unknown_one_is_answered_with_the_list
         _ = bnlib.BatchNorm4d
 
 
+def test_no_function_is_hidden_by_the_module_of_its_name():
+    code = "import bnlib.compare, bnlib.selfcheck; assert callable(bnlib.compare) and callable(bnlib.selfcheck)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_the_layers_loads_neither_pictures_nor_widgets_nor_data_sets():
     code = "import sys, bnlib; bnlib.BatchNorm2d; bnlib.batch_norm; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -65,6 +74,17 @@ def test_the_readme_shows_what_python_prints():
     for number, example in enumerate(examples):
         test = doctest.DocTestParser().get_doctest(example, {}, f"README example {number}", "README.md", 0)
         assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_what_is_pinned_is_allowed_on_every_python_that_we_allow():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = Version(re.fullmatch(r">=(3\.\d+)", project["requires-python"])[1])
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for name, pinned in re.findall(r"^([\w-]+)==(\S+)$", (ROOT / file).read_text(), re.M):
+            installed = metadata(name)
+            allowed = SpecifierSet(installed["Requires-Python"])
+            assert Version(installed["Version"]).public == pinned, f"{name} is pinned to {pinned}"
+            assert allowed.contains(oldest), f"{name} needs Python {allowed}"
 
 
 def test_conda_and_binder_install_what_pip_installs():
