@@ -56,11 +56,10 @@ def sections(request):
 
 @pytest.fixture
 def bad_day(tmp_path):
-    """A copy of the project in which, as at home, nothing can be written, and no network; an odd locale and time zone."""
+    """A folder away from the project, and an environment: nothing can be written, no network, odd locale and time."""
+    ignore = shutil.ignore_patterns(".*", "__pycache__")
     for folder in ("bnlib", "notebooks"):
-        shutil.copytree(
-            ROOT / folder, tmp_path / "project" / folder, ignore=shutil.ignore_patterns(".*", "__pycache__")
-        )
+        shutil.copytree(ROOT / folder, tmp_path / "project" / folder, ignore=ignore)
     (tmp_path / "cut off").mkdir()
     (tmp_path / "cut off" / "sitecustomize.py").write_text(CUT_OFF)
     for folder in ("home", "elsewhere"):
