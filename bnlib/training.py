@@ -9,6 +9,7 @@ import io
 import math
 import sys
 import time
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -161,21 +162,25 @@ def replayed(step, example, changing):
     """
     indices = example.clone()  # where the recorded step looks for its batch
     before = [tensor.detach().clone() for tensor in changing]
+    waiting = torch.cuda.get_sync_debug_mode()
     try:
-        with torch.cuda.device(example.device):
+        with torch.cuda.device(example.device), warnings.catch_warnings(action="ignore"):  # of a prototype, the mode
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
+            torch.cuda.set_sync_debug_mode("error")  # a wait for the host comes to light here, not amid the recording
             with torch.cuda.stream(stream):
                 for _ in range(3):
                     step(indices)
+            torch.cuda.set_sync_debug_mode(waiting)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 result = step(indices)
     except RuntimeError as error:
-        print(f"Plain steps, because no CUDA graph could be recorded: {str(error).splitlines()[0]}")
+        print(f"Plain steps, because no CUDA graph could be recorded: {str(error).partition(chr(10))[0]}")
         return step
     finally:
+        torch.cuda.set_sync_debug_mode(waiting)
         with torch.no_grad():
             for tensor, was in zip(changing, before, strict=True):
                 tensor.copy_(was)

@@ -230,7 +230,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, kernel, types, args=(), kwargs=None):
         if kernel is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
+            raise RuntimeError("called a synchronizing CUDA operation\nand more lines")
         out = kernel(*args, **(kwargs or {}))
         self.kernels.append((kernel, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs or {}, out))))
         return out
@@ -250,18 +250,22 @@ def graphs(monkeypatch):
     """The graphs that `fit` records on the CPU, through stand-ins for the part of torch.cuda that it uses."""
     recorded = []
     stream = SimpleNamespace(wait_stream=lambda other: None)
+    modes = ["warn"]
     stand_ins = {
+        "get_sync_debug_mode": lambda: modes[-1],
+        "set_sync_debug_mode": modes.append,
         "device": lambda device: contextlib.nullcontext(),
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
-        "stream": lambda stream: contextlib.nullcontext(),
+        "stream": lambda stream: Recorder() if modes[-1] == "error" else contextlib.nullcontext(),
         "CUDAGraph": lambda: recorded.append(Recorder()) or recorded[-1],
         "graph": lambda graph: graph,
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(training, "RECORDING", ("cpu",))
-    return recorded
+    yield recorded
+    assert modes[-1] == "warn"
 
 
 def assert_same_training(model, history, expected_model, expected):
@@ -289,9 +293,7 @@ def test_a_step_that_waits_for_the_host_is_taken_plainly_and_said_in_a_line(imag
     model, plain = bnlib.lenet(momentum=None), bnlib.lenet(momentum=None)
     history = bnlib.fit(model, images, **FAST)
     out = capsys.readouterr().out
-    assert out == (
-        "Plain steps, because no CUDA graph could be recorded: operation not permitted when stream is capturing\n"
-    )
+    assert out == "Plain steps, because no CUDA graph could be recorded: called a synchronizing CUDA operation\n"
     monkeypatch.setattr(training, "RECORDING", ())
     assert history.points == bnlib.fit(plain, images, **FAST).points
     assert torch.equal(model[1].running_var, plain[1].running_var)
