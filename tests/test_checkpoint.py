@@ -153,9 +153,9 @@ def train(path, what=None, call=None):
 
 @pytest.fixture(scope="module")
 def start():
-    """A function that starts `train` in a process forked from one that has torch, but no thread, in it."""
+    """A function that starts `train` in a process forked from one that has torch, all of it, but no thread, in it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "bnlib.training"])
+    context.set_forkserver_preload(["torch._dynamo", "bnlib.training", "pytest"])
 
     def start(*arguments):
         process = context.Process(target=train, args=arguments)
