@@ -191,3 +191,10 @@ def test_what_torch_takes_is_taken(norm):
     mean, var = torch.zeros(3), torch.ones(3)
     assert norm(torch.ones(0, 3, 2), mean, var, training=True).shape == (0, 3, 2)
     assert (mean.tolist(), var.tolist()) == ([0, 0, 0], [1, 1, 1])
+
+
+@BOTH
+def test_an_empty_batch_gives_the_parameters_a_zero_gradient(norm):
+    weight, bias = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    norm(torch.ones(0, 3), None, None, weight, bias, training=True).sum().backward()
+    assert (weight.grad.tolist(), bias.grad.tolist()) == ([0, 0, 0], [0, 0, 0])

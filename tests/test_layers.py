@@ -132,6 +132,7 @@ def test_every_combination_of_flags_through_training_and_evaluation(ours, theirs
 def assert_same_state(a, b):
     ours, theirs = a.state_dict(), b.state_dict()
     assert list(ours) == list(theirs)
+    assert ours._metadata == theirs._metadata
     for name, tensor in theirs.items():
         assert_close(ours[name], tensor)
         assert ours[name].dtype == tensor.dtype

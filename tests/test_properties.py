@@ -26,9 +26,9 @@ DTYPES = list(BOUNDS)
 
 
 def examples(count):
-    """`count` examples that are the same on every run, or thirty times as many different ones under stress."""
+    """`count` examples that are the same on every run, or ten times as many different ones under stress."""
     return settings(
-        max_examples=count * 30 if STRESS else count,
+        max_examples=count * 10 if STRESS else count,
         derandomize=not STRESS,
         database=None,
         deadline=None,
