@@ -38,6 +38,9 @@ def read(value, names, wanted, dtype):
         value = torch.stack(tensors) if rows else fitting
     outputs = []
     for name, part, target in zip(names, value if many else (value,), wanted, strict=True):
+        if part is None:
+            odd.append(Mistake(TYPE, f"{name} is None; expected a tensor of shape {tuple(target.shape)}"))
+            return (), tuple(odd)
         if not isinstance(part, torch.Tensor):
             odd.append(Mistake(TYPE, f"{name} is {describe(part)}; expected a tensor of shape {tuple(target.shape)}"))
             try:

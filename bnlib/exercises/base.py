@@ -399,7 +399,7 @@ class FunctionExercise:
         if observed.trouble:
             sizes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in case.tensors.items())
             return [Mistake(RAISES, f"{located(observed.trouble)}\ncalled with {sizes}.{only}")]
-        if not observed.outputs:
+        if named or not observed.outputs:  # one thing at a time: what has a name may well explain the rest
             return []
         triples = list(zip(self.results, observed.outputs, truth.outputs, strict=True))
         for name, output, target in triples:
@@ -421,8 +421,6 @@ class FunctionExercise:
         if observed.gradient_trouble:
             cause = f"the values are right, but no gradient can flow: {located(observed.gradient_trouble)}"
             return [Mistake(NO_GRADIENT, cause)]
-        if named:
-            return []
         names = self.wrong_slopes(observed, truth)
         cause = (
             f"the values are right, the gradient with respect to {' and '.join(names)} is not: "

@@ -44,7 +44,7 @@ def normalise(
 ):
     """Return BN of x (N, C, *), its terms bent by the knobs.
 
-    over, mean_over, var_over  axes of the averages, of one of them; "groups" for two groups of channels an image
+    over, mean_over, var_over  axes of the averages, of one of them; or a way of rearranging x first
     around    what the variance is measured around
     laid      "last" for statistics without their averaged axes, which broadcasting lays along the last ones
     sample    which images the statistics are taken from
@@ -55,11 +55,10 @@ def normalise(
     order, gamma_along, beta_along  what γ and β do, and the axis they lie along
     detached  which terms the gradient does not pass
     """
-    if over == "groups":
-        n, c = x.shape[:2]
-        groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
-        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), var_by=var_by, place=place, fixed=fixed)
-        return scaled(y.reshape(x.shape), gamma, beta, order, gamma_along, beta_along, detached)
+    if isinstance(over, str):
+        return rearranged(
+            x, eps, gamma, beta, over, order=order, var_by=var_by, place=place, fixed=fixed, detached=detached
+        )
     every = tuple(d for d in range(x.dim()) if d != 1)
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
     eps = eps if fixed is None else fixed
@@ -115,6 +114,19 @@ def normalise(
     if place == "after":
         y = y + eps
     return scaled(y, gamma, beta, order, gamma_along, beta_along, detached)
+
+
+def rearranged(x, eps, gamma, beta, how, **knobs):
+    """Return BN of x in another layout: two groups of channels an image, or rows that `reshape` cuts."""
+    n, c = x.shape[:2]
+    if how == "groups":
+        groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
+        affine = {name: knobs.pop(name) for name in ("order", "detached")}
+        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
+        return scaled(y, gamma, beta, gamma_along=1, beta_along=1, **affine)
+    if how == "reshape(-1, C)":
+        return normalise(x.reshape(-1, c), eps, gamma, beta, **knobs).reshape(x.shape)
+    return normalise(x.reshape(c, -1).T, eps, gamma, beta, **knobs).T.reshape(x.shape)
 
 
 def median(values, dims):

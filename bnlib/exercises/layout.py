@@ -39,6 +39,7 @@ LAYOUTS = (
         also=[
             dict(how=lambda x: x.transpose(0, 1).reshape(-1, x.shape[1])),
             dict(how=lambda x: x.permute(1, 2, 0).reshape(-1, x.shape[1])),
+            dict(how=lambda x: x.permute(2, 1, 0).reshape(-1, x.shape[1])),
         ],
     ),
     Mistake(

@@ -196,6 +196,13 @@ IMAGES = (
         4,
         laid="last",
     ),
+    Mistake(
+        "reshaped without permute",
+        "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last "
+        "axis first, x.permute(0, 2, 3, 1)",
+        4,
+        also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
+    ),
     *rarely(
         Mistake(WRONG_AXES, f"both are taken over groups of channels, as group norm does; {PIXELS}", 4, over="groups"),
         Mistake(
