@@ -277,8 +277,8 @@ def _compiled(model, device):
         torch.compile(lambda x: x + 1)(torch.ones(2, device=device))
     except Exception as error:  # torch names no class for it
         raise RuntimeError(
-            f"compile=True needs what torch.compile needs: a C++ compiler such as g++, on a GPU Triton, too. "
-            f"Here it failed: {str(error).splitlines()[0]} Install it, or leave compile out."
+            "compile=True needs what torch.compile needs: a C++ compiler such as g++, on a GPU Triton, too. "
+            f"Install it or leave compile out; here torch says: {str(error).partition(chr(10))[0]}"
         ) from error
     return torch.compile(model)
 
