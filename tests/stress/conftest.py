@@ -50,8 +50,8 @@ def start_kernel():
     def start(folder, environment, command=()):
         manager = KernelManager(kernel_name="python3")
         manager.kernel_spec.argv[:1] = [*command, sys.executable]
-        once = {"OMP_NUM_THREADS": "2", "BNLIB_OFFLINE": "1"}
-        manager.start_kernel(cwd=str(folder), env={**os.environ, **once, **environment})
+        usual = {"OMP_NUM_THREADS": "1", "BNLIB_OFFLINE": "1"}  # two threads wait for each other on a busy machine
+        manager.start_kernel(cwd=str(folder), env={**os.environ, **usual, **environment})
         kernel = Kernel(manager)
         try:
             yield kernel
