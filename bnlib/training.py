@@ -172,15 +172,15 @@ def replayed(step, example, changing):
                 for _ in range(3):
                     step(indices)
             torch.cuda.set_sync_debug_mode(waiting)
-            torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 result = step(indices)
     except RuntimeError as error:
         print(f"Plain steps, because no CUDA graph could be recorded: {str(error).partition(chr(10))[0]}")
         return step
     finally:
         torch.cuda.set_sync_debug_mode(waiting)
+        torch.cuda.synchronize(example.device)  # the other stream may still be at work on these tensors
         with torch.no_grad():
             for tensor, was in zip(changing, before, strict=True):
                 tensor.copy_(was)

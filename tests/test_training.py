@@ -254,12 +254,13 @@ def graphs(monkeypatch):
     stand_ins = {
         "get_sync_debug_mode": lambda: modes[-1],
         "set_sync_debug_mode": modes.append,
+        "synchronize": lambda device: None,
         "device": lambda device: contextlib.nullcontext(),
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
         "stream": lambda stream: Recorder() if modes[-1] == "error" else contextlib.nullcontext(),
         "CUDAGraph": lambda: recorded.append(Recorder()) or recorded[-1],
-        "graph": lambda graph: graph,
+        "graph": lambda graph, stream: graph,
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
