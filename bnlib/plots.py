@@ -203,7 +203,7 @@ def image_grid(images, rows=3) -> Picture:
         of_class = (images.train_labels == column).nonzero()[:rows, 0]  # (rows,)
         for row, index in enumerate(of_class.tolist()):
             axes = figure.add_subplot(rows, len(names), row * len(names) + column + 1)
-            axes.imshow(images.train_images[index, 0], cmap="gray_r", vmin=0, vmax=1)
+            axes.imshow(images.train_images[index, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
             axes.set_axis_off()
             if row == 0:
                 axes.set_title(name, fontsize=9)
