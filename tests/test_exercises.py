@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import bnlib
 from bnlib.exercises import EXERCISES, Verdict, bugs, check, guard
 from bnlib.exercises.base import FunctionExercise, compatible, together
+from bnlib.exercises.verdict import LESSONS, READ
 
 HERE = Path(__file__).parent
 NAMESPACE = {"torch": torch, "nn": nn, "F": F, "np": np, "bnlib": bnlib}
@@ -587,6 +588,15 @@ def test_an_unknown_name_is_refused_with_a_guess():
 
 
 # ---- the lessons
+
+
+def test_what_a_verdict_tells_to_read_is_there():
+    for lesson, section in {*READ.values(), *((exercise.lesson, exercise.section) for exercise in EXERCISES.values())}:
+        cells = json.loads((HERE.parent / "notebooks" / f"{LESSONS[lesson]}.ipynb").read_text(encoding="utf-8"))[
+            "cells"
+        ]
+        lines = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "markdown").split("\n")
+        assert any(re.fullmatch(rf"#+ (\d+\. )?{re.escape(section)}", line) for line in lines), section
 
 
 def solutions():

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from .answers import SHAPE, TYPE, describe, read, reshaped, wrong_shape
 from .catalogue import Mistake
 from .guard import Guard, Trouble, holds_dots, is_stub
-from .verdict import Verdict
+from .verdict import READ, Verdict
 
 DRAWS = 25  # inputs drawn once the fixed ones are all answered rightly
 SHRINKS = 40  # steps spent on making the first wrong one smaller
@@ -81,6 +81,7 @@ class EnoughDrawn(BaseException):
 class FunctionExercise:
     """An exercise whose answer is a function.
 
+    lesson, section   where it stands in the course, and what to read again
     asks       the task in words
     formula    formula(**arguments, **knobs): the right answer without knobs, a mistaken one with
     mistakes   the catalogue, common ones first
@@ -94,6 +95,7 @@ class FunctionExercise:
 
     name: str
     lesson: int
+    section: str
     signature: str
     asks: str
     formula: object
@@ -464,8 +466,9 @@ def unanswered(exercise):
 def refused(exercise, mistakes, **evidence):
     """Return the Verdict that names these mistakes."""
     diagnosis = "\n".join(f"{mistake.name}: {mistake.cause}" for mistake in mistakes)
-    lesson = next((mistake.lesson for mistake in mistakes if mistake.lesson), exercise.lesson)
-    return Verdict(exercise.name, False, diagnosis, tuple(m.name for m in mistakes), lesson=lesson, **evidence)
+    names = tuple(mistake.name for mistake in mistakes)
+    read = next((place for word, place in READ.items() if word in names[0]), (exercise.lesson, exercise.section))
+    return Verdict(exercise.name, False, diagnosis, names, read=read, **evidence)
 
 
 def gradients(outputs, leaves, change=torch.clone):

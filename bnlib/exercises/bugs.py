@@ -176,6 +176,7 @@ class SpotTheBug:
 
     name = "spot_the_bug"
     lesson = 3
+    section = "Spot the bug"
     signature = 'spot_the_bug = {"A": "name of the bug", ...}'
     asks = (
         "Each of the layers A to F has one bug: give its name, as a dict from letter to name; "
@@ -208,7 +209,7 @@ class SpotTheBug:
             False,
             lines,
             (f"another bug in layer {wrong}",),
-            lesson=shown.lesson,
+            read=shown.read,
             example=shown.example,
             expected=shown.expected,
             received=shown.received,

@@ -10,17 +10,15 @@ class Mistake:
     """An entry of a catalogue.
 
     name, cause  what it is called; in one line, what is wrong and what to look at
-    lesson       where it is explained, if not in the exercise's own lesson
     knobs        keyword arguments that bend the right formula into this mistake; none for a mistake of arithmetic,
                  which shows on ill-conditioned inputs alone
     also         further knobs that come to the same mistake
     rare         tried together with the catalogue's first three mistakes only, not with every other
     """
 
-    def __init__(self, name, cause, lesson=None, *, also=(), **knobs):
+    def __init__(self, name, cause, *, also=(), **knobs):
         self.name = name
         self.cause = cause
-        self.lesson = lesson
         self.rare = False
         self.variants = ((knobs,) if knobs else ()) + tuple(also)
 

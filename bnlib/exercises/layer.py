@@ -23,98 +23,82 @@ MODE = Mistake(
     "mode taken from grad mode",
     "whether it trains or evaluates depends on `torch.no_grad()` (`torch.is_grad_enabled()`), not on `train()` and "
     "`eval()`: use `self.training`",
-    4,
 )
 ATTRIBUTES = Mistake(
     "plain attributes",
     "the running statistics are plain attributes: `state_dict()` does not save them and `.to(device)` leaves them "
     "behind; use `self.register_buffer(name, tensor)`",
-    4,
 )
 NOT_SAVED = Mistake(
     "buffers not saved",
     "the running statistics are registered with persistent=False, so `state_dict()` leaves them out",
-    4,
 )
 AS_PARAMETERS = Mistake(
     "running statistics as parameters",
     "the running statistics are `nn.Parameter`s, so they are among `parameters()` for the optimiser to change; use "
     "`self.register_buffer(name, tensor)`",
-    4,
 )
 AFFINE_ATTRIBUTES = Mistake(
     "gamma and beta are no parameters",
     "γ and β are not among `parameters()`, so no optimiser finds them; use `nn.Parameter`",
-    4,
 )
-NO_AFFINE = Mistake("gamma and beta missing", "the layer has no γ and β; they are `nn.Parameter`s of shape (C,)", 4)
+NO_AFFINE = Mistake("gamma and beta missing", "the layer has no γ and β; they are `nn.Parameter`s of shape (C,)")
 NO_RUNNING = Mistake(
     "running statistics missing",
     "the layer keeps no running mean and variance; eval() needs them: buffers of shape (C,)",
-    3,
 )
 SHAPED = Mistake(
     "shaped (1, C, 1, 1)",
     "the {} shaped (1, C, 1, 1); keep (C,), as torch.nn does, and give it that shape in the forward pass, or a "
     "`state_dict` of torch.nn does not fit",
-    4,
 )
 GRAPH = Mistake(
     "running statistics carry the graph",
     "the running statistics keep the graph of every batch alive (and cannot be deep-copied): update them under "
     "`torch.no_grad()` or from `mean.detach()`",
-    4,
 )
-COPY = Mistake("cannot be copied", "`copy.deepcopy(layer)` fails: {}", 4)
+COPY = Mistake("cannot be copied", "`copy.deepcopy(layer)` fails: {}")
 SHARED = Mistake(
     "statistics shared between layers",
     "training one layer changes another one: the tensors belong to the class, or are defaults made once; make them in "
     "`__init__`",
-    4,
 )
 ONE_VALUE = Mistake(
     "one value per channel accepted",
     "in training, an input of shape (1, C, 1, 1) has one value per channel and no spread: raise a ValueError, as "
     "torch.nn does",
-    2,
 )
 ONE_VALUE_EVAL = Mistake(
     "one value per channel refused in evaluation",
     "eval() needs no spread, the running statistics give it: an input of shape (1, C, 1, 1) is fine there",
-    2,
 )
 RELOAD = Mistake(
     "state_dict does not restore the layer",
     "after load_state_dict a new layer gives other outputs in eval(): something that matters is not saved",
-    4,
 )
 MOVES = Mistake(
     "does not move with the layer",
     "after `.to(torch.float64)` a part of the layer is still float32: register it as a parameter or a buffer",
-    4,
 )
 CUMULATIVE = Mistake(
     "cumulative average instead of momentum",
     "every batch weighs the same in the running statistics (momentum=None); asked for is momentum 0.1",
-    3,
 )
 STARTS = {
-    "gamma": Mistake(
-        "gamma does not start at 1", "γ starts at {}; a new layer has γ = 1, so that it only normalises", 1
-    ),
-    "beta": Mistake("beta does not start at 0", "β starts at {}; a new layer has β = 0, so that it only normalises", 1),
+    "gamma": Mistake("gamma does not start at 1", "γ starts at {}; a new layer has γ = 1, so that it only normalises"),
+    "beta": Mistake("beta does not start at 0", "β starts at {}; a new layer has β = 0, so that it only normalises"),
     "running mean": Mistake(
-        "running mean does not start at 0", "the running mean starts at {}; in PyTorch it starts at 0", 1
+        "running mean does not start at 0", "the running mean starts at {}; in PyTorch it starts at 0"
     ),
     "running variance": Mistake(
-        "running variance does not start at 1", "the running variance starts at {}; in PyTorch it starts at 1", 1
+        "running variance does not start at 1", "the running variance starts at {}; in PyTorch it starts at 1"
     ),
 }
 
 
 def worded(mistake, words):
     """Return a mistake with words put into its cause."""
-    return Mistake(mistake.name, mistake.cause.format(words), mistake.lesson)
+    return Mistake(mistake.name, mistake.cause.format(words))
 
 
 class Layer:
@@ -122,6 +106,7 @@ class Layer:
 
     name = "layer"
     lesson = 4
+    section = "The finished layer"
     signature = "Layer(num_features), an nn.Module for (N, C, H, W)"
     asks = (
         "Write the class: γ and β as parameters (from 1 and 0), running mean and variance as buffers of shape (C,) "

@@ -102,6 +102,7 @@ def columns(x, expected, received):
 AS_2D = FunctionExercise(
     name="as_2d",
     lesson=2,
+    section="(N, C, L): every position counts",
     signature="as_2d(x (N, C, L)) -> (N*L, C)",
     asks="Lay x out so that 2D BatchNorm on it equals 3D BatchNorm on x: one row for each (sample, position), in any "
     "order, and one column for each channel.",
@@ -162,13 +163,12 @@ INVERSES = (
     Mistake(
         "unbiased variance",
         f"γ holds the variance ÷ (N − 1); {DIVIDED} with the biased one, ÷ N: `correction=0`",
-        3,
         by="n - 1",
     ),
     Mistake(
-        "epsilon missing", f"γ is the plain standard deviation; {DIVIDED}, so γ has to hold ε too", 4, place="missing"
+        "epsilon missing", f"γ is the plain standard deviation; {DIVIDED}, so γ has to hold ε too", place="missing"
     ),
-    Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", 4, place="outside"),
+    Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", place="outside"),
     Mistake("variance instead of standard deviation", f"γ is the variance; {DIVIDED}, so a root is missing", power=1),
     Mistake("gamma and beta swapped", "β comes first; return γ, the scale √(var + ε), then β, the mean", order="β, γ"),
     Mistake("gamma inverted", f"γ is 1 / √(var + ε); {DIVIDED} already, γ has to multiply by it", scale="inverse"),
@@ -193,7 +193,7 @@ INVERSES = (
     Mistake(
         "statistics over the wrong axes", "they are the whole table's; each column is a channel: dim=0", over=(0, 1)
     ),
-    Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", 4, place="subtracted"),
+    Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", place="subtracted"),
     Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),
     Mistake("median instead of mean", "β is the median; BN subtracted the mean", shift="median"),
@@ -211,6 +211,7 @@ def table(n, c, scale, mean, eps, dtype, seed):
 GIVE_BACK = FunctionExercise(
     name="give_back",
     lesson=1,
+    section="γ and β: what the head teacher wishes",
     signature="give_back(x (N, C), eps) -> (gamma (C,), beta (C,))",
     asks="Return the γ and β with which BN, y = (x − mean) / √(var + ε) · γ + β, gives x itself back.",
     formula=give_back,

@@ -181,6 +181,7 @@ class Lenet:
 
     name = "lenet_with_bn"
     lesson = 5
+    section = "The network"
     signature = "lenet_with_bn() -> nn.Module for images (B, 1, 28, 28)"
     asks = "Return the network of the lesson's table, with a batch norm between each layer and its sigmoid."
 
@@ -457,12 +458,10 @@ def behaviour(guard, model, layers, norms):
 EVALUATION = Mistake(
     "wrong in evaluation",
     "train() gives the right output, eval() does not: does a batch norm use its running statistics there?",
-    3,
 )
 NOT_KEPT = Mistake(
     "running statistics of a batch norm",
     "after a training batch they are not what torch.nn's would be: try that layer in check('layer', ...)",
-    4,
 )
 CONSEQUENCES = {UNKNOWN, EVALUATION.name, NOT_KEPT.name}  # not worth a word beside what they come from
 

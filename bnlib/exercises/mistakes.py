@@ -11,94 +11,79 @@ UNBIASED = Mistake(
     "unbiased variance",
     "the variance is divided by n − 1; the one that normalises is the biased one, ÷ n: `var(..., correction=0)`, as "
     "torch's default is ÷ (n − 1)",
-    3,
     var_by="n - 1",
 )
 EPSILON = (
-    Mistake("epsilon outside the root", "√var + ε divides; ε belongs inside the root, √(var + ε)", 4, place="outside"),
-    Mistake("epsilon missing", "there is no ε, and equal values divide by zero; write √(var + ε)", 4, place="missing"),
+    Mistake("epsilon outside the root", "√var + ε divides; ε belongs inside the root, √(var + ε)", place="outside"),
+    Mistake("epsilon missing", "there is no ε, and equal values divide by zero; write √(var + ε)", place="missing"),
 )
 SPREAD = (
-    Mistake("divided by the variance", "a root is missing: divide by √(var + ε), not by var + ε", 1, spread="variance"),
-    Mistake(
-        "root taken twice", "`std` is the root of the variance already, and is rooted again", 1, spread="double root"
-    ),
-    Mistake("not divided", "the mean is taken off, but the division by √(var + ε) is missing", 1, spread="nothing"),
+    Mistake("divided by the variance", "a root is missing: divide by √(var + ε), not by var + ε", spread="variance"),
+    Mistake("root taken twice", "`std` is the root of the variance already, and is rooted again", spread="double root"),
+    Mistake("not divided", "the mean is taken off, but the division by √(var + ε) is missing", spread="nothing"),
     *rarely(
-        Mistake(
-            "multiplied by the standard deviation", "divide by √(var + ε), do not multiply", 1, spread="multiplied"
-        ),
+        Mistake("multiplied by the standard deviation", "divide by √(var + ε), do not multiply", spread="multiplied"),
         Mistake(
             "mean absolute deviation",
             "the spread is the mean of |x − mean|; BN divides by the root of the mean of (x − mean)²",
-            1,
             also=[dict(spread="absolute", place=place) for place in ("inside", "outside", "missing")],
         ),
         Mistake(
             "divided by the range",
             "x − mean is divided by largest − smallest; BN divides by the standard deviation",
-            1,
             also=[dict(spread="range", place=place) for place in ("inside", "outside", "missing")],
         ),
         Mistake(
             "min–max scaling",
             "(x − smallest) / (largest − smallest) is another normalization; BN is (x − mean) / √(var + ε)",
-            1,
             also=[
                 dict(centre="minus smallest", spread="range", place=place) for place in ("inside", "outside", "missing")
             ],
         ),
-        Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n", 1, var_by="1"),
-        Mistake("epsilon inside and outside the root", "ε is added twice; once is enough, inside", 4, place="both"),
-        Mistake("epsilon as a lower bound", "the variance is clamped at ε; BN adds ε, √(var + ε)", 4, place="clamped"),
-        Mistake("epsilon as a lower bound", "the root is clamped at ε; BN adds ε, √(var + ε)", 4, place="root clamped"),
-        Mistake("epsilon squared", "ε² is added to the variance; it is ε, √(var + ε)", 4, place="squared"),
-        Mistake("epsilon subtracted", "ε is taken off the variance; it is added, √(var + ε)", 4, place="subtracted"),
-        Mistake("epsilon in the numerator", "ε is added to x − mean; it belongs in √(var + ε)", 4, place="numerator"),
+        Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n", var_by="1"),
+        Mistake("epsilon inside and outside the root", "ε is added twice; once is enough, inside", place="both"),
+        Mistake("epsilon as a lower bound", "the variance is clamped at ε; BN adds ε, √(var + ε)", place="clamped"),
+        Mistake("epsilon as a lower bound", "the root is clamped at ε; BN adds ε, √(var + ε)", place="root clamped"),
+        Mistake("epsilon squared", "ε² is added to the variance; it is ε, √(var + ε)", place="squared"),
+        Mistake("epsilon subtracted", "ε is taken off the variance; it is added, √(var + ε)", place="subtracted"),
+        Mistake("epsilon in the numerator", "ε is added to x − mean; it belongs in √(var + ε)", place="numerator"),
     ),
 )
 EPSILON_AFTER = rarely(
-    Mistake("epsilon after the division", "ε is added to the quotient; it belongs in √(var + ε)", 4, place="after")
+    Mistake("epsilon after the division", "ε is added to the quotient; it belongs in √(var + ε)", place="after")
 )
 CENTRE = (
-    Mistake("not centred", "the mean is not subtracted: the numerator is x, expected x − mean", 1, centre="none"),
-    Mistake(
-        "variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", 1, around="zero"
-    ),
+    Mistake("not centred", "the mean is not subtracted: the numerator is x, expected x − mean", centre="none"),
+    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake(
         "not centred anywhere",
         "the mean is subtracted neither in the numerator nor before squaring: x / √(mean(x²) + ε)",
-        1,
         centre="none",
         around="zero",
     ),
     *rarely(
-        Mistake("mean added", "the mean is added to x; subtract it", 1, centre="plus mean"),
-        Mistake("sign turned", "mean − x instead of x − mean", 1, centre="mean minus x"),
+        Mistake("mean added", "the mean is added to x; subtract it", centre="plus mean"),
+        Mistake("sign turned", "mean − x instead of x − mean", centre="mean minus x"),
         Mistake(
             "mean subtracted after the division",
             "x is divided, and the mean of the undivided x subtracted then: x − mean needs its parentheses",
-            1,
             centre="mean after division",
         ),
         Mistake(
             "median instead of mean",
             "the median is subtracted; BN subtracts the mean",
-            1,
             centre="minus median",
             also=[dict(centre="minus median", around="median")],
         ),
-        Mistake("smallest value instead of mean", "the smallest value is subtracted", 1, centre="minus smallest"),
+        Mistake("smallest value instead of mean", "the smallest value is subtracted", centre="minus smallest"),
         Mistake(
             "sum instead of mean",
             "the mean's sum is never divided by n",
-            1,
             also=[dict(mean_by="1", around=around) for around in ("own mean", "true mean")],
         ),
         Mistake(
             "mean divided by n − 1",
             "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            3,
             also=[dict(mean_by="n - 1", around=around) for around in ("own mean", "true mean")],
         ),
     ),
@@ -107,20 +92,18 @@ CUT = (
     "the values are right, but the gradient does not pass through the {} (`detach`, `no_grad`, `.item()`, `float`): {}"
 )
 DETACHED = (
-    Mistake("mean detached from the gradient", CUT.format("mean", "it depends on x as well"), 4, detached=("mean",)),
+    Mistake("mean detached from the gradient", CUT.format("mean", "it depends on x as well"), detached=("mean",)),
     Mistake(
-        "variance detached from the gradient", CUT.format("variance", "it depends on x as well"), 4, detached=("var",)
+        "variance detached from the gradient", CUT.format("variance", "it depends on x as well"), detached=("var",)
     ),
     Mistake(
         "mean and variance detached from the gradient",
         CUT.format("mean and the variance", "both depend on x; they are no constants in the backward pass"),
-        4,
         detached=("mean", "var"),
     ),
     Mistake(
         "input detached from the gradient",
         "the values are right, but no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)",
-        4,
         detached=("x",),
     ),
 )
@@ -128,7 +111,6 @@ SQUARES = Mistake(  # of arithmetic: no knob, it shows on a large mean alone
     "mean of squares minus squared mean",
     "the variance is mean(x²) − mean(x)²: equal on paper, but with a large mean both are huge, and rounding eats their "
     "difference (it may even turn negative); take the mean of (x − mean)²",
-    3,
 )
 
 # ---- axes
@@ -150,7 +132,7 @@ AXES_4D = {
 WRONG_AXES = "statistics over the wrong axes"
 
 
-def axes_mistakes(letters, known, wanted, lesson):
+def axes_mistakes(letters, known, wanted):
     """Return an entry for each wrong set of axes: of both statistics, of the mean alone, of the variance alone.
 
     letters of the axes, such as "NCHW"; known: what a set of axes means; wanted: what would be right, in words.
@@ -165,12 +147,11 @@ def axes_mistakes(letters, known, wanted, lesson):
         meaning = f" ({known[dims]})" if dims in known else ""
         return f"over {axes}, dim={dims if len(dims) > 1 else dims[0]}{meaning}; {wanted}"
 
-    both = [Mistake(WRONG_AXES, f"mean and variance are taken {over(dims)}", lesson, over=dims) for dims in wrong]
+    both = [Mistake(WRONG_AXES, f"mean and variance are taken {over(dims)}", over=dims) for dims in wrong]
     alone = [
         Mistake(
             f"{statistic} over the wrong axes",
             f"the {statistic} is taken {over(dims)}",
-            lesson,
             also=[{knob: dims}, {knob: dims, "around": "the other mean"}],
         )
         for statistic, knob in (("mean", "mean_over"), ("variance", "var_over"))
@@ -182,33 +163,30 @@ def axes_mistakes(letters, known, wanted, lesson):
 STUDENTS = "all students of one subject share them: average over N, dim=0"
 PIXELS = "all values of one channel share them: average over N, H and W, dim=(0, 2, 3)"
 ROWS = (
-    *axes_mistakes("NC", AXES_2D, STUDENTS, 1),
+    *axes_mistakes("NC", AXES_2D, STUDENTS),
     Mistake(
-        WRONG_AXES, f"mean and variance of each row are laid along the columns; {STUDENTS}", 1, over=(1,), laid="last"
+        WRONG_AXES, f"mean and variance of each row are laid along the columns; {STUDENTS}", over=(1,), laid="last"
     ),
 )
 IMAGES = (
-    *axes_mistakes("NCHW", AXES_4D, PIXELS, 4),
+    *axes_mistakes("NCHW", AXES_4D, PIXELS),
     Mistake(
         "statistics along the wrong axis",
         "mean and variance have lost the averaged axes, so broadcasting lays them along the last one, not along the "
         "channels: use `keepdim=True`, or `.view(1, -1, 1, 1)`",
-        4,
         laid="last",
     ),
     Mistake(
         "reshaped without permute",
         "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last "
         "axis first, x.permute(0, 2, 3, 1)",
-        4,
         also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
     ),
     *rarely(
-        Mistake(WRONG_AXES, f"both are taken over groups of channels, as group norm does; {PIXELS}", 4, over="groups"),
+        Mistake(WRONG_AXES, f"both are taken over groups of channels, as group norm does; {PIXELS}", over="groups"),
         Mistake(
             "average of the images' variances",
             "each image's own variance is taken and then averaged, so what the images' means differ by is lost",
-            3,
             also=[dict(around="image's mean", var_by=by) for by in ("n", "n - N")],
         ),
     ),
@@ -219,7 +197,7 @@ IMAGES = (
 
 def epsilons(name, cause, values):
     """Return an entry for each wrong value of ε."""
-    first, *others = (Mistake(name, cause.format(f"{value:g}"), 4, fixed=value) for value in values)
+    first, *others = (Mistake(name, cause.format(f"{value:g}"), fixed=value) for value in values)
     return first, *rarely(*others)
 
 
@@ -232,19 +210,16 @@ OTHER = epsilons(
 
 FORMULA = "y = x̂ · γ + β"
 AFFINE = (
-    Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", 1, order="swapped"),
-    Mistake("gamma forgotten", f"γ is never used; {FORMULA}", 1, order="no γ"),
-    Mistake("beta forgotten", f"β is never used; {FORMULA}", 1, order="no β"),
-    Mistake("gamma and beta forgotten", f"neither γ nor β is used; {FORMULA}", 1, order="neither"),
-    Mistake(
-        "beta before gamma", f"β is added first, (x̂ + β) · γ, so that γ scales β too; {FORMULA}", 1, order="β then γ"
-    ),
+    Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
+    Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
+    Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
+    Mistake("gamma and beta forgotten", f"neither γ nor β is used; {FORMULA}", order="neither"),
+    Mistake("beta before gamma", f"β is added first, (x̂ + β) · γ, so that γ scales β too; {FORMULA}", order="β then γ"),
     *(
         Mistake(
             f"{what} along the wrong axis",
             f"{what} of shape (C,) go along the axis {letter}, not along the channels: broadcasting lines up the last "
             "axes; use `.view(1, -1, 1, 1)`",
-            4,
             **{knob: axis for knob in knobs},
         )
         for axis, letter in ((3, "W"), (2, "H"), (0, "N"))
@@ -255,33 +230,30 @@ AFFINE = (
         )
     ),
     *rarely(
-        Mistake("beta subtracted", f"β is subtracted; {FORMULA}", 1, order="minus β"),
-        Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", 1, order="divided by γ"),
-        Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", 1, order="1 + γ"),
-        Mistake("gamma added", f"γ is added; {FORMULA}", 1, order="γ added"),
-        Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", 1, order="γ squared"),
-        Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", 4, order="one γ"),
-        Mistake("one beta for all channels", "the first channel's β shifts all; each has its own", 4, order="one β"),
+        Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
+        Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
+        Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
+        Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
+        Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
+        Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
+        Mistake("one beta for all channels", "the first channel's β shifts all; each has its own", order="one β"),
         Mistake(
             "one gamma and beta for all channels",
             "γ and β are the first channel's; each has its own",
-            4,
             order="one γ, one β",
         ),
     ),
-    Mistake("gamma detached from the gradient", "no gradient reaches γ, it cannot be learned", 4, detached=("gamma",)),
-    Mistake("beta detached from the gradient", "no gradient reaches β, it cannot be learned", 4, detached=("beta",)),
+    Mistake("gamma detached from the gradient", "no gradient reaches γ, it cannot be learned", detached=("gamma",)),
+    Mistake("beta detached from the gradient", "no gradient reaches β, it cannot be learned", detached=("beta",)),
     *rarely(
         Mistake(
             "gamma and beta detached from the gradient",
             "no gradient reaches γ and β (`detach`, `.data`), they cannot be learned",
-            4,
             detached=("gamma", "beta"),
         ),
         Mistake(
             "output detached from the gradient",
             "the values are right, but no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
-            4,
             detached=("x", "gamma", "beta"),
         ),
     ),
@@ -295,45 +267,38 @@ LOOPS = rarely(
     Mistake(
         "sums not reset for each channel",
         "the sums of mean and variance go on from channel to channel: set them to 0 inside the loop over channels",
-        3,
         carried=("mean", "var"),
     ),
     Mistake(
         "sum not reset for each channel",
         "the mean's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        3,
         also=[dict(carried=("mean",), around=around) for around in MEANS],
     ),
     Mistake(
         "sum of squares not reset for each channel",
         "the variance's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        3,
         carried=("var",),
     ),
     Mistake(
         "last channel's statistics for all",
         "every channel gets the last one's mean and variance: normalise inside the loop over channels",
-        3,
         kept="last",
     ),
+    Mistake("first channel's statistics for all", "every channel gets the first one's mean and variance", kept="first"),
+    Mistake("statistics of the first image only", f"the other images are left out; {PIXELS}", sample="first image"),
+    Mistake("statistics of the last image only", f"the other images are left out; {PIXELS}", sample="last image"),
+    Mistake("divided by N", f"both sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
+    Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", mean_by="H·W", var_by="H·W"),
     Mistake(
-        "first channel's statistics for all", "every channel gets the first one's mean and variance", 3, kept="first"
-    ),
-    Mistake("statistics of the first image only", f"the other images are left out; {PIXELS}", 3, sample="first image"),
-    Mistake("statistics of the last image only", f"the other images are left out; {PIXELS}", 3, sample="last image"),
-    Mistake("divided by N", f"both sums are divided by N; {ADDED}", 3, mean_by="N", var_by="N"),
-    Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", 3, mean_by="H·W", var_by="H·W"),
-    Mistake(
-        "mean divided by N", f"its sum is divided by N; {ADDED}", 3, also=[dict(mean_by="N", around=m) for m in MEANS]
+        "mean divided by N", f"its sum is divided by N; {ADDED}", also=[dict(mean_by="N", around=m) for m in MEANS]
     ),
     Mistake(
         "mean divided by H·W",
         f"its sum is divided by H·W; {ADDED}",
-        3,
         also=[dict(mean_by="H·W", around=m) for m in MEANS],
     ),
-    Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", 3, var_by="N"),
-    Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", 3, var_by="H·W"),
+    Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
+    Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", var_by="H·W"),
 )
 
 OF_GRADES = (UNBIASED, *EPSILON, *SPREAD, *ROWS, *CENTRE, *DETACHED, *OTHER, SQUARES)

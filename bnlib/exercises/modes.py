@@ -64,14 +64,12 @@ def evaluation_output(
 RUNS = Mistake(
     "training uses running statistics",
     "in training, the running mean and variance normalise; they are for evaluation, in training the batch's own do",
-    3,
     also=[dict(running=running) for running in ("old", "updated", "updated, in the graph")],
 )
 UPDATED_IN_EVAL = Mistake(
     "running statistics updated in eval",
     "a call in eval() changes the running statistics: data that is only predicted must not enter them; update when "
     "`self.training` is True only",
-    3,
     stored="after update",
 )
 EVALUATES = (
@@ -79,30 +77,26 @@ EVALUATES = (
     Mistake(
         "evaluation uses the batch's statistics",
         "eval() still normalises with the batch's own mean and variance; it has to use the running ones",
-        3,
         also=[dict(batch=True, var_by=by) for by in ("n", "n - 1")],
     ),
-    Mistake("not centred in evaluation", "eval() does not subtract the running mean", 3, centre="none"),
+    Mistake("not centred in evaluation", "eval() does not subtract the running mean", centre="none"),
     Mistake(
         "divided by the running variance",
         "eval() divides by the running variance, not by its root",
-        3,
         spread="variance",
     ),
     Mistake(
-        "not divided in evaluation", "eval() does not divide by the root of the running variance", 3, spread="nothing"
+        "not divided in evaluation", "eval() does not divide by the root of the running variance", spread="nothing"
     ),
     Mistake(
         "not normalised in evaluation",
         "eval() only applies γ and β; subtract the running mean and divide by the root of the running variance first",
-        3,
         spread="nothing",
         centre="none",
     ),
     Mistake(
         "running mean and variance swapped in evaluation",
         "eval() subtracts the running variance and divides by the running mean",
-        3,
         stored="swapped",
     ),
 )
@@ -148,7 +142,6 @@ UPDATE = replace(
             Mistake(
                 "momentum is not 0.1",
                 f"a batch enters with the share {share:g}; the layer's momentum is 0.1",
-                3,
                 fixed=share,
             )
             for share in (0.01, 0.99, 0.001, 0.2, 0.5)
@@ -160,13 +153,14 @@ UPDATE = replace(
 EVALUATION = FunctionExercise(
     name="layer",
     lesson=4,
+    section="The finished layer",
     signature="",
     asks="",
     formula=evaluation_output,
     mistakes=(
         *EVALUATES,
         *(
-            Mistake(mistake.name, mistake.cause, mistake.lesson, also=shared)
+            Mistake(mistake.name, mistake.cause, also=shared)
             for mistake in TRAINING.mistakes
             if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
         ),

@@ -157,6 +157,7 @@ def fit(x, y, group):
 STANDARDIZE = FunctionExercise(
     name="standardize",
     lesson=1,
+    section="Standardise",
     signature="standardize(scores (N, C)) -> (N, C)",
     asks="From each subject's grades subtract their mean, and divide by the root of their biased variance plus ε = "
     "1e-5.",
@@ -170,6 +171,7 @@ STANDARDIZE = FunctionExercise(
 BATCH_NORM_LOOPS = FunctionExercise(
     name="batch_norm_loops",
     lesson=3,
+    section="All channels",
     signature="batch_norm_loops(x (N, C, H, W), eps) -> y (N, C, H, W)",
     asks="Normalise each channel with the mean and the biased variance of its N·H·W numbers, ε inside the root; loops "
     "or not.",
@@ -183,6 +185,7 @@ BATCH_NORM_LOOPS = FunctionExercise(
 BATCH_NORM = FunctionExercise(
     name="batch_norm",
     lesson=4,
+    section="The loops in one line",
     signature="batch_norm(x (N, C, H, W), gamma (C,), beta (C,), eps) -> y (N, C, H, W)",
     asks="Normalise each channel with its mean and biased variance, ε inside the root; then multiply by γ and add β.",
     formula=lambda x, gamma, beta, eps, **knobs: normalise(x, eps, gamma, beta, **knobs),

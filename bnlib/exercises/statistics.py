@@ -56,7 +56,6 @@ MISTAKES = (
         "unbiased variance",
         "the variance is divided by n − 1; asked for is the biased one, ÷ n with n = N·L: `var(..., correction=0)`, as "
         "torch's default is ÷ (n − 1)",
-        3,
         var_by="n - 1",
     ),
     Mistake(
@@ -67,15 +66,13 @@ MISTAKES = (
         "the variance comes first; return the mean, then the variance (`torch.var_mean` has it the other way round)",
         order="var, mean",
     ),
-    *axes_mistakes("NCL", AXES_3D, POSITIONS, 2),
+    *axes_mistakes("NCL", AXES_3D, POSITIONS),
     Mistake(
         "average of the samples' variances",
         "each sample's own variance is taken and then averaged, so what the samples' means differ by is lost",
         also=[dict(around="image's mean", var_by=by) for by in ("n", "n - N")],
     ),
-    Mistake(
-        "variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", 1, around="zero"
-    ),
+    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake(
         "sum instead of mean",
         "the mean's sum is never divided by n = N·L",
@@ -95,7 +92,6 @@ MISTAKES = (
     Mistake(
         "mean divided by n − 1",
         "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-        3,
         also=[dict(mean_by="n - 1", around=m) for m in MEANS],
     ),
     Mistake("median instead of mean", "the first result is the median; asked for is the mean", middle="median"),
@@ -127,6 +123,7 @@ BY_HAND = torch.arange(12.0).reshape(2, 2, 3)  # lesson 02's example
 CHANNEL_STATS = FunctionExercise(
     name="channel_stats",
     lesson=2,
+    section="(N, C, L): every position counts",
     signature="channel_stats(x (N, C, L)) -> (mean (C,), biased var (C,))",
     asks="Return each channel's mean and biased variance, over all N·L numbers that share the channel.",
     formula=channel_stats,
@@ -226,11 +223,11 @@ SHARES = {
     "momentum twice": ("both shares are momentum", "the shares of old and new have to add up to 1"),
 }
 UPDATES = tuple(
-    Mistake(name, f"{cause}: {NEW}", 3, mean_share=share, var_share=share) for share, (name, cause) in SHARES.items()
+    Mistake(name, f"{cause}: {NEW}", mean_share=share, var_share=share) for share, (name, cause) in SHARES.items()
 )
 HALF_UPDATES = rarely(
     *(
-        Mistake(f"{name}, in the {statistic}", f"for the running {statistic}: {cause}: {NEW}", 3, **{knob: share})
+        Mistake(f"{name}, in the {statistic}", f"for the running {statistic}: {cause}: {NEW}", **{knob: share})
         for share, (name, cause) in SHARES.items()
         for statistic, knob in (("mean", "mean_share"), ("variance", "var_share"))
     )
@@ -241,7 +238,6 @@ RUNNING_MISTAKES = (
         "biased variance",
         f"the variance that enters is divided by n; {STORED}: `var(..., correction=1)`, or the biased one times n / "
         "(n − 1)",
-        3,
         var_by="n",
     ),
     *UPDATES,
@@ -287,14 +283,14 @@ RUNNING_MISTAKES = (
             for value in (0.1, 0.9, 0.99, 0.01)
         )
     ),
-    *axes_mistakes("NCHW", AXES_4D, PIXELS, 4),
+    *axes_mistakes("NCHW", AXES_4D, PIXELS),
     *rarely(
         Mistake(
             "average of the images' variances",
             "each image's own variance is taken and then averaged, so what the images' means differ by is lost",
             also=[dict(around="image's mean", var_by=by) for by in ("n - 1", "n", "n - N")],
         ),
-        Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", 1, around="zero"),
+        Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", around="zero"),
         Mistake(
             "sum instead of mean",
             "the mean's sum is never divided by n = N·H·W",
@@ -331,6 +327,7 @@ LARGE_MEAN = images(4, 2, 2, 2, 1.0, 4000.0, 0.5, torch.float32, 7).arguments
 RUNNING_STATS = FunctionExercise(
     name="running_stats",
     lesson=3,
+    section="Momentum",
     signature="running_stats(x (N, C, H, W), running_mean, running_var, momentum) -> (new_mean (C,), new_var (C,))",
     asks="Return the running mean and variance after this batch, as PyTorch keeps them, in new tensors.",
     formula=running_stats,

@@ -13,6 +13,29 @@ LESSONS = {
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
 }
+READ = {  # a word in a mistake's name -> the lesson and section that explain it; the exercise's own where there is none
+    "epsilon": (4, "ε inside the root"),
+    "gradient": (2, "The gradient goes through the mean and the variance"),
+    "squares minus": (3, "Why two trips for the variance?"),
+    "biased": (3, "Two variances"),
+    "n − 1": (3, "Two variances"),
+    "correction": (3, "Two variances"),
+    "momentum": (3, "Momentum"),
+    "share": (3, "Momentum"),
+    "grad mode": (4, "Bug 1: the mode is read off the gradients"),
+    "attributes": (4, "Bug 2: the moving statistics are plain attributes"),
+    "saved": (4, "Bug 2: the moving statistics are plain attributes"),
+    "(1, C, 1, 1)": (4, "Bug 4: statistics shaped (1, C, 1, 1)"),
+    "one value": (2, "What it refuses, and what the message means"),
+    "does not start": (1, "What the layer remembers"),
+    "training uses": (4, "Two modes, and three ways not to freeze"),
+    "evaluation": (4, "Two modes, and three ways not to freeze"),
+    "in eval": (4, "Two modes, and three ways not to freeze"),
+    "reshaped": (4, "A pixel is a sample, a channel is a feature"),
+    "wrong axis": (4, "The loops in one line"),
+    "gamma": (1, "γ and β: what the head teacher wishes"),
+    "beta": (1, "γ and β: what the head teacher wishes"),
+}
 GREEN, VERMILION, GREY = "#009E73", "#D55E00", "#666666"  # as in plots.py, which would load matplotlib
 
 
@@ -24,7 +47,7 @@ class Verdict:
     diagnosis  plain text: what is wrong, in the field's words, then what to look at
     mistakes   the names of the mistakes that explain the attempt
     answered   False for a stub that still holds its `...`
-    lesson     the number of the lesson that explains it
+    read       the lesson and the section that explain it
     example    (name, value) pairs: a small input on which it shows; with it
     expected, received, shown  tuples of tensors, and what they are
     """
@@ -34,7 +57,7 @@ class Verdict:
     diagnosis: str
     mistakes: tuple[str, ...] = ()
     answered: bool = True
-    lesson: int = 0
+    read: tuple[int, str] | None = None
     example: tuple = ()
     expected: tuple = ()
     received: tuple = ()
@@ -74,7 +97,10 @@ class Verdict:
         """Return the lines below the numbers."""
         gap = self.difference
         lines = [] if not gap else [f"largest difference: {'not a number' if gap != gap else format(gap, '.3g')}"]
-        return lines + ([f"See lesson {self.lesson:02d} ({LESSONS[self.lesson]})."] if self.lesson else [])
+        if self.read:
+            lesson, section = self.read
+            lines.append(f"Read lesson {lesson:02d}, “{section}” ({LESSONS[lesson]}).")
+        return lines
 
     def __repr__(self):
         columns = [[head, *text.split("\n")] for head, text in self._columns()]
@@ -97,8 +123,10 @@ class Verdict:
             cells = "".join(f'<td {style}><pre style="margin: 0">{escape(text)}</pre></td>' for _, text in columns)
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
-        page = LESSONS.get(self.lesson, "(no lesson)")
-        return "\n".join([*html, "</div>"]).replace(f"({page})", f'(<a href="{page}.ipynb">{page}</a>)')
+        if self.read:
+            page = LESSONS[self.read[0]]
+            html[-1] = html[-1].replace(page, f'<a href="{page}.ipynb">{page}</a>')
+        return "\n".join([*html, "</div>"])
 
 
 def numbers(value, indent=0):
