@@ -129,7 +129,7 @@ def fit(
                     seen = 0
                     history.points.append(_point(epoch + i / len(batches), [parts[-1]]))
                     _check_finite("loss", history.points[-1].loss, epoch, i, lr)
-                bar.update(1 / len(batches))
+                bar.update(epoch + i / len(batches) - bar.n)
                 if stop:
                     return history
             mean = _point(epoch + 1, parts)
