@@ -75,7 +75,7 @@ def batch_norm_loops(
     """
     check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if input.numel() == 0:  # no value to visit
-        return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return batch_norm(input, None, None, weight, bias)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     y, means, variances = torch.empty_like(x), [], []
     for c in range(x.shape[1]):

@@ -32,19 +32,22 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
-EQUIVALENT = {  # the end of a mutant's line -> why it may live
-    "torch.empty becomes .zeros": "reset_parameters fills every one of them",
+EQUIVALENT = {  # (mutant, its line) -> why it may live
+    ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
+        "reset_parameters fills every one of them"
+    ),
+    ("running_mean becomes running_var", "if running_mean is None:"): "both are None or neither is",
 }
 
 
 def mutants(tree):
-    """Yield (description, mutated tree) for every small change that can be made to `tree`."""
+    """Yield (line, what changes, mutated tree) for every small change that can be made to `tree`."""
     for i, node in enumerate(nodes(tree)):
         for change, mutate in changes(node):
             mutated = copy.deepcopy(tree)
             target = nodes(mutated)[i]
             mutate(target)
-            yield f"line {node.lineno}: {change}", ast.fix_missing_locations(mutated)
+            yield node.lineno, change, ast.fix_missing_locations(mutated)
 
 
 def nodes(tree):
@@ -142,16 +145,16 @@ def main(modules, every):
         sys.exit("the tests fail before anything is broken")
     made = alive = explained = 0
     for module in modules:
-        tree = ast.parse((ROOT / f"bnlib/{module}.py").read_text(encoding="utf-8"))
-        for description, mutated in list(mutants(tree))[::every]:
+        source = (ROOT / f"bnlib/{module}.py").read_text(encoding="utf-8")
+        for number, change, mutated in list(mutants(ast.parse(source)))[::every]:
             made += 1
-            if not survives(module, mutated):
-                print(f"caught: {module}, {description}", flush=True)
-                continue
-            reason = next((why for what, why in EQUIVALENT.items() if description.endswith(what)), None)
-            alive += 1
-            explained += reason is not None
-            print(f"LIVES: {module}, {description}: {reason or 'not explained'}", flush=True)
+            fate = "caught"
+            if survives(module, mutated):
+                alive += 1
+                reason = EQUIVALENT.get((change, source.splitlines()[number - 1].strip()))
+                explained += reason is not None
+                fate = f"LIVES ({reason or 'not explained'})"
+            print(f"{module}, line {number}: {change}: {fate}", flush=True)
     print(f"{made} mutants, {made - alive} caught ({(made - alive) / made:.1%}), {explained} of the others explained")
     sys.exit(alive > explained)
 
