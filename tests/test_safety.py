@@ -137,7 +137,7 @@ def texts():
         "self-check": SelfCheck({SCRIPT: SCRIPT}),
         "verdict": Verdict(
             *(SCRIPT, False, SCRIPT, (SCRIPT,)),
-            lesson=2,
+            read=(2, SCRIPT),
             example=((SCRIPT, SCRIPT),),
             expected=(SCRIPT,),
             received=(SCRIPT,),
