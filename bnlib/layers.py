@@ -83,9 +83,9 @@ class BatchNorm(nn.Module):
             if self.momentum is None:  # the k-th batch weighs 1/k: a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
         running = self.running_mean, self.running_var
-        training = self.training or running == (None, None)
+        training = self.training or running == (None, None)  # normalise with the batch's own statistics
         if training and not updates:
-            running = None, None
+            running = None, None  # and remember nothing of it
         affine = self.weight, self.bias
         arguments = (input, *running, *affine, training, momentum, self.eps)
         if traced() or input.numel() == 0:
