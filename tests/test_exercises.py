@@ -70,14 +70,14 @@ def test_what_readers_type_is_accepted_or_named_within_a_second(exercise, wanted
 
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
 def test_every_entry_of_the_catalogue_is_named(exercise):
-    for bend in exercise._bends:
+    for bend in exercise.bends:
         told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), bend.knobs))
         assert told == {bend.mistake.name}, bend
 
 
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)
 def test_pairs_of_common_mistakes_are_named(exercise):
-    for pair in combinations(exercise._bends[:9], 2):
+    for pair in combinations(exercise.bends[:9], 2):
         if compatible(*pair):
             told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
             assert told  # or one of them, where it hides the other: what is not divided has no wrong variance
@@ -259,6 +259,27 @@ class Wrapped(nn.Module):
         return self.inner(x)
 
 
+class AsTable(nn.Module):
+    def __init__(self, channels, momentum=0.1):
+        super().__init__()
+        self.table = nn.BatchNorm1d(channels, momentum=momentum)
+
+    def forward(self, images):
+        rows = self.table(images.movedim(1, -1).flatten(0, -2))
+        return rows.view(*images.movedim(1, -1).shape).movedim(-1, 1)
+
+
+class Functional(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(1, c, 1, 1)), nn.Parameter(torch.zeros(1, c, 1, 1))
+        self.register_buffer("a", torch.zeros(c))
+        self.register_buffer("b", torch.ones(c))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.a, self.b, self.scale.flatten(), self.shift.flatten(), self.training)
+
+
 class Stub(nn.Module):
     def __init__(self, num_features):
         super().__init__()
@@ -272,9 +293,16 @@ class Empty(nn.Module): ...
 
 
 LAYERS = {
-    "right": [Right, Wrapped, nn.BatchNorm2d, bnlib.BatchNorm2d, partial(nn.BatchNorm2d, eps=1e-5), nn.SyncBatchNorm][
-        :5
-    ],
+    "right": [
+        Right,
+        Wrapped,
+        AsTable,
+        Functional,
+        nn.BatchNorm2d,
+        bnlib.BatchNorm2d,
+        partial(nn.BatchNorm2d, eps=1e-5),
+        nn.SyncBatchNorm,
+    ][:5],
     "not answered yet": [Stub, Empty, ..., None],
     "mode taken from grad mode": [but(trains=lambda self: torch.is_grad_enabled())],
     "plain attributes": [but(keep=attributes)],

@@ -108,8 +108,8 @@ class FunctionExercise:
     explain: object = None
 
     def __post_init__(self):
-        self._computed = {}
-        self._bends = [Bend(mistake, knobs) for mistake in self.mistakes for knobs in mistake.variants]
+        self.bends = [Bend(mistake, knobs) for mistake in self.mistakes for knobs in mistake.variants]
+        self._computed = {}  # truths and sketches, by case and bends
 
     # ---- the attempt on one case
 
@@ -346,14 +346,14 @@ class FunctionExercise:
 
         A triple holds two of the first three mistakes: `std()` for the root of the variance plus ε makes two at once.
         """
-        everyday = self._bends[:3]
-        common = [bend for bend in self._bends if not bend.mistake.rare]
-        rare = [bend for bend in self._bends if bend.mistake.rare]
+        everyday = self.bends[:3]
+        common = [bend for bend in self.bends if not bend.mistake.rare]
+        rare = [bend for bend in self.bends if bend.mistake.rare]
         yield [()]
-        yield ((bend,) for bend in self._bends)
+        yield ((bend,) for bend in self.bends)
         yield (pair for pair in (*combinations(common, 2), *product(everyday, rare)) if compatible(*pair))
         pairs = (pair for pair in combinations(everyday, 2) if compatible(*pair))
-        yield ((*pair, bend) for pair in pairs for bend in self._bends if compatible(*pair, bend))
+        yield ((*pair, bend) for pair in pairs for bend in self.bends if compatible(*pair, bend))
 
     def target(self, seen):
         """Return what `sketch` has to be like."""

@@ -228,7 +228,7 @@ class Examination:
             self.note([NO_AFFINE])
         elif any(kinds.get(role, "parameter") != "parameter" for role in AFFINE):
             self.note([AFFINE_ATTRIBUTES])
-        shaped = [role for role, name in self.names.items() if self.parts[name].tensor.dim() == 4]
+        shaped = [role for role in RUNNING if self.has(role) and self.parts[self.names[role]].tensor.dim() == 4]
         if shaped:
             self.note([worded(SHAPED, f"{' and '.join(shaped)} {'is' if len(shaped) == 1 else 'are'}")])
         for role, value in self.starts.items():

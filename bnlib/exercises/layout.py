@@ -105,7 +105,7 @@ AS_2D = FunctionExercise(
     section="(N, C, L): every position counts",
     signature="as_2d(x (N, C, L)) -> (N*L, C)",
     asks="Lay x out so that 2D BatchNorm on it equals 3D BatchNorm on x: one row for each (sample, position), in any "
-    "order, and one column for each channel.",
+    "order, one column for each channel.",
     formula=as_2d,
     mistakes=LAYOUTS,
     cases=(

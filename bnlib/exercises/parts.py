@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 ROLES = {
-    "gamma": (("weight", "gamma", "scale", "g", "w"), 1.0),
-    "beta": (("bias", "beta", "shift", "offset", "b"), 0.0),
+    "gamma": (("weight", "gamma", "scale"), 1.0),
+    "beta": (("bias", "beta", "shift", "offset"), 0.0),
     "running mean": (("mean", "mu"), 0.0),
     "running variance": (("var", "std", "sigma"), 1.0),
 }

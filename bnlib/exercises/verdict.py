@@ -120,7 +120,10 @@ class Verdict:
         if columns := self._columns():
             style = 'style="text-align: left; vertical-align: top; padding: 0.2em 0.9em"'
             heads = "".join(f'<th scope="col" {style}>{escape(head)}</th>' for head, _ in columns)
-            cells = "".join(f'<td {style}><pre style="margin: 0">{escape(text)}</pre></td>' for _, text in columns)
+            cells = "".join(
+                f'<td {style}><pre style="margin: 0; background: none; font-family: monospace">{escape(text)}</pre></td>'
+                for _, text in columns
+            )
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
         if self.read:
@@ -136,7 +139,9 @@ def numbers(value, indent=0):
     if value.numel() > 40:
         return f"shape {tuple(value.shape)}"
     rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.reshape(1, -1)
-    texts = [" ".join(f"{number:.4g}" for number in row) for row in (rows + 0.0).tolist()]
+    cells = [[f"{number:.4g}" for number in row] for row in (rows + 0.0).tolist()]
+    width = max((len(cell) for row in cells for cell in row), default=0)
+    texts = [" ".join(cell.rjust(width) for cell in row) for row in cells]
     if value.dim() > 2:  # one line for each index of the leading axes
         leading = torch.cartesian_prod(*[torch.arange(size) for size in value.shape[:-1]]).tolist()
         texts = [f"[{','.join(map(str, index))}] {text}" for index, text in zip(leading, texts, strict=True)]
