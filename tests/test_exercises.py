@@ -53,19 +53,26 @@ def names(exercise, attempt):
     return {"right"} if verdict.ok else set(verdict.mistakes)
 
 
-def cpu_seconds(exercise, attempt):
-    start = time.process_time()
-    check(exercise, attempt)
-    return time.process_time() - start
-
-
 @pytest.mark.parametrize(("exercise", "wanted", "attempt"), ATTEMPTS, ids=[f"{e}: {w}" for e, w, _ in ATTEMPTS])
-def test_what_readers_type_is_accepted_or_named_within_a_second(exercise, wanted, attempt, monkeypatch):
+def test_what_readers_type_is_accepted_or_named(exercise, wanted, attempt, monkeypatch):
     if wanted == "does not end":
         monkeypatch.setattr(guard, "SECONDS", 1.0)
     assert names(exercise, attempt) in [set(either.split(" + ")) for either in wanted.split(" | ")]
-    if wanted != "does not end":
-        assert cpu_seconds(exercise, attempt) < (3 if exercise == "batch_norm_loops" else 1)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "attempt"),
+    [
+        ("batch_norm", lambda x, g, b, e: F.batch_norm(x, None, None, g, b, True, 0.1, e)),
+        ("batch_norm", lambda x, g, b, e: torch.relu(x)),  # no mistake known: all pairs are tried
+        ("layer", nn.BatchNorm2d),
+    ],
+)
+def test_a_verdict_comes_within_a_second(exercise, attempt):
+    check(exercise, attempt)  # what is computed once for all attempts
+    start = time.process_time()
+    check(exercise, attempt)
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("exercise", FUNCTIONS, ids=lambda exercise: exercise.name)

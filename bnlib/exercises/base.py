@@ -170,8 +170,7 @@ class FunctionExercise:
             (outputs, slopes), *others = (self.solve(case, together(bends), change) for change in changes)
 
             def slack(right, *moved):
-                size = max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right)
-                return 32 * size
+                return 32 * (max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right))
 
             slacks = tuple(map(slack, outputs, *(other for other, _ in others))) if outputs else ()
             slope_slacks = {name: slack(slopes[name], *(moved[name] for _, moved in others)) for name in slopes}
@@ -221,8 +220,8 @@ class FunctionExercise:
         finite = expected.isfinite()
         if not torch.equal(finite, received.isfinite()):
             return False
-        gap = (received - expected)[finite].abs()
-        return bool((gap <= slack + 32 * UNIT * expected[finite].abs()).all())
+        off = (received - expected)[finite].abs()
+        return bool((off <= slack + 32 * UNIT * expected[finite].abs()).all())
 
     def ordered(self, tensor):
         """Return the tensor, its rows sorted where their order is free."""

@@ -120,10 +120,8 @@ class Verdict:
         if columns := self._columns():
             style = 'style="text-align: left; vertical-align: top; padding: 0.2em 0.9em"'
             heads = "".join(f'<th scope="col" {style}>{escape(head)}</th>' for head, _ in columns)
-            cells = "".join(
-                f'<td {style}><pre style="margin: 0; background: none; font-family: monospace">{escape(text)}</pre></td>'
-                for _, text in columns
-            )
+            plain = 'style="margin: 0; background: none; font-family: monospace"'
+            cells = "".join(f"<td {style}><pre {plain}>{escape(text)}</pre></td>" for _, text in columns)
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
         if self.read:
