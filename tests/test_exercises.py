@@ -526,6 +526,7 @@ def test_nothing_leaks_out():
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)
+    threads = torch.get_num_threads()
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
 
     def standardize(scores):
@@ -541,6 +542,7 @@ def test_nothing_leaks_out():
         check("standardize", standardize)
         assert not torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
+    assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.random.get_state()[1].tolist() == before[2]

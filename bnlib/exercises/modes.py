@@ -1,6 +1,7 @@
 """The three formulas of a layer, each an exercise of its own: training output, update, evaluation output."""
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 
@@ -108,6 +109,7 @@ def is_of_both_modes(knobs):
     return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
 
 
+@cache
 def without(case, name):
     """Return a case without one of its arguments."""
     return replace(case, arguments={key: value for key, value in case.arguments.items() if key != name})
