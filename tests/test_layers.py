@@ -264,7 +264,11 @@ def test_the_statistics_still_move_under_no_grad_and_with_frozen_parameters(ours
 @EVERY_LAYER
 def test_statistics_switched_on_or_off_afterwards_are_taken_as_torch_takes_them(ours, theirs, shape):
     x = torch.randn(shape) * 2 + 1
-    for change in ({"track_running_stats": False}, {"running_mean": None, "running_var": None}):
+    for change in (
+        {"track_running_stats": False},
+        {"running_mean": None, "running_var": None},
+        {"num_batches_tracked": None, "momentum": None},
+    ):
         for training in (True, False):
             layers = ours(3), theirs(3)
             for layer in layers:
