@@ -9,8 +9,8 @@ import ipywidgets
 import pytest
 
 from bnlib import explore
-from conftest import NOTEBOOKS
 
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LESSONS = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 SLIDERS = (ipywidgets.IntSlider, ipywidgets.FloatSlider, ipywidgets.SelectionSlider)
