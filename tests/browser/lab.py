@@ -57,7 +57,8 @@ def jupyter_lab(folder, home):
         "IPYTHONDIR": str(home / "ipython"),
         "JUPYTER_PORT": port,
         "JUPYTER_TOKEN": token,
-        "BNLIB_OFFLINE": "1",  # the images are the digits, on any machine
+        "BNLIB_DATA": "",  # with the next line: the images are the digits, on any machine
+        "BNLIB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",  # kernel, server and browser share the processor
     }
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ServerApp.ip=127.0.0.1"]
