@@ -37,51 +37,77 @@ def normalise(input, weight, bias, eps, mean=None, var=None, remember=None):
 
 
 class Normalise(torch.autograd.Function):
-    """The formulas above, on (N, C, L), differentiable twice."""
+    """The formulas above, differentiable twice, on (M, P, L): see `by_channel`."""
 
     @staticmethod
     def forward(ctx, input, weight, bias, eps, mean, var, remember):  # noqa: D102
         ctx.given, ctx.eps = mean is not None, eps
-        x = by_channel(input)
-        mean = mean[:, None] if ctx.given else x.mean(0).mean(1)[:, None]  # in two steps it rounds less than in one
-        y = x - mean
+        ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
+        x = by_channel(input, ctx.innermost)
+        n = input.numel() // input.shape[1]
+        if not ctx.given:
+            mean = merge(x.sum(0).sum(1), input).div_(n)  # in two steps it rounds less than in one
+        y = x - spread(mean, x)
         if ctx.given:
             var = var.to(x.dtype)
-        else:  # by norms, because they write no tensor of squares
-            var = torch.linalg.vector_norm(y, dim=2).square_().sum(0).div_(x.shape[0] * x.shape[2])
+        else:  # by norms where they spare a tensor of squares
+            squares = y.square() if x.shape[2] == 1 else torch.linalg.vector_norm(y, dim=2, keepdim=True).square_()
+            var = merge(squares.sum((0, 2)), input).div_(n)
         if remember is not None:
-            remember(mean.flatten(), var)
-        scale = torch.rsqrt(var + eps)[:, None]  # 1 / σ
-        y.mul_(scale if weight is None else scale * weight[:, None])
+            remember(mean, var)
+        scale = torch.rsqrt(var + eps)  # 1 / σ
+        y.mul_(spread(scale if weight is None else scale * weight, x))
         if bias is not None:
-            y.add_(bias[:, None])
+            y.add_(spread(bias, x))
         ctx.save_for_backward(input, weight, mean, scale)
-        return y.view(input.shape).to(input.dtype)
+        return like(input, y, ctx.innermost).to(input.dtype)
 
     @staticmethod
     def backward(ctx, dy):  # noqa: D102
         input, weight, mean, scale = ctx.saved_tensors
-        x, dy = by_channel(input), by_channel(dy)
+        x, dy = by_channel(input, ctx.innermost), by_channel(dy, ctx.innermost)
+        n = input.numel() // input.shape[1]
         twice = torch.is_grad_enabled()  # create_graph=True: what follows is differentiated, too
         if twice and not ctx.given:  # then mean and scale are functions of x
-            mean = x.mean((0, 2), keepdim=True)
-            scale = torch.rsqrt((x - mean).square().mean((0, 2), keepdim=True) + ctx.eps)
-        gain = scale if weight is None else scale * weight[:, None]  # γ / σ
-        dx = x - mean
-        d_weight = dx.mul_(dy).sum((0, 2), keepdim=True) * scale
-        d_bias = dy.sum((0, 2), keepdim=True)
+            mean = merge(x.sum((0, 2)), input) / n
+            scale = torch.rsqrt(merge((x - spread(mean, x)).square().sum((0, 2)), input) / n + ctx.eps)
+        gain = scale if weight is None else scale * weight  # γ / σ
+        dx = x - spread(mean, x)
+        d_weight = merge(dx.mul_(dy).sum((0, 2)), input) * scale
+        d_bias = merge(dy.sum((0, 2)), input)
         if ctx.given:
-            dx.copy_(dy).mul_(gain)
+            dx.copy_(dy).mul_(spread(gain, x))
         else:
-            share = gain / -(x.shape[0] * x.shape[2])
-            dx = torch.sub(x, mean, out=None if twice else dx)  # again: the memory is there, and autograd takes no out
-            dx.mul_(d_weight * scale * share).add_(d_bias * share).addcmul_(dy, gain)
-        d_weight = None if weight is None else d_weight.flatten()
-        d_bias = d_bias.flatten() if ctx.needs_input_grad[2] else None
-        return dx.view(input.shape), d_weight, d_bias, None, None, None, None
+            share = gain / -n
+            dx = torch.sub(x, spread(mean, x), out=None if twice else dx)  # again: the memory is there, and autograd
+            dx.mul_(spread(d_weight * scale * share, x))  # takes no out
+            dx.add_(spread(d_bias * share, x)).addcmul_(dy, spread(gain, x))
+        d_weight = None if weight is None else d_weight
+        d_bias = d_bias if ctx.needs_input_grad[2] else None
+        return like(input, dx, ctx.innermost), d_weight, d_bias, None, None, None, None
 
 
-def by_channel(t: Tensor) -> Tensor:
-    """Return `t` (N, C, *) as (N, C, L), in float32 at least."""
+def by_channel(t, innermost):
+    """Return `t` (N, C, *) as (M, P, L), in float32 at least.
+
+    As a rule P = C. With the channels `innermost` in memory (channels_last), L = 1 and P runs over a row of pixels and
+    their channels, as memory does: a vector of so many numbers keeps the processor busy, one of C may be too short.
+    """
     t = t.float() if t.dtype.itemsize == 2 else t
-    return t.reshape(t.shape[0], t.shape[1], -1)
+    return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1], 1) if innermost else t.reshape(*t.shape[:2], -1)
+
+
+def like(input, t, innermost):
+    """Return `t` (M, P, L) in the shape and layout of `input`."""
+    return t.view(input.movedim(1, -1).shape).movedim(-1, 1) if innermost else t.view(input.shape)
+
+
+def merge(sums, input):
+    """Return per channel, (C,), the total of `sums` (P,)."""
+    channels = input.shape[1]
+    return sums if len(sums) == channels else sums.view(-1, channels).sum(0)
+
+
+def spread(v, x):
+    """Return `v` (C,) as (P, 1), for x (M, P, L)."""
+    return v.expand(x.shape[1] // len(v), -1).reshape(-1, 1)
