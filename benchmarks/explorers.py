@@ -140,6 +140,15 @@ def measure():
                     if slider.is_visible() and not slider.locator("[disabled]").count():
                         words = slider.locator(".widget-label").inner_text()
                         rows.append(row(f"{name}: {words}", ratios(page, floor, output, slider)))
+    medians = [each["ratio"] for each in rows[1:]]
+    rows.append(
+        {
+            "what": "median over all sliders of the explorers",
+            "ratio": statistics.median(medians),
+            "spread": (min(medians), max(medians)),
+            "note": f"of {len(medians)} sliders; the picture under interact: {rows[0]['ratio']:.2f}",
+        }
+    )
     return rows
 
 

@@ -45,7 +45,7 @@ class TextbookNorm(nn.Module):
 
 
 class PilImages(Dataset):
-    """Images as files hold them: bytes, turned one by one into float tensors, in the steps of torchvision's ToTensor."""
+    """Images as files hold them: bytes, turned one by one into floats, in the steps of torchvision's ToTensor."""
 
     def __init__(self, images):
         self.bytes = (images.train_images[:, 0] * 255).round().byte()

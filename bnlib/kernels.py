@@ -21,7 +21,6 @@ one such tensor is written in each direction, and the rest of the work is done i
 """
 
 import torch
-from torch import Tensor
 
 
 def normalise(input, weight, bias, eps, mean=None, var=None, remember=None):

@@ -27,6 +27,7 @@ EXPLORERS = {
     "norms": lambda: explore.who_shares_a_mean("norms"),
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
+    "train_eval_gap": explore.train_eval_gap,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 

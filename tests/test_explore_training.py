@@ -104,6 +104,14 @@ def test_controls_answer_while_it_trains(images):
     assert "stopped in epoch" in explorer.caption
 
 
+def test_closing_it_ends_its_training(images):
+    explorer = explore.train_it_yourself(images)
+    thread = explorer.start()
+    explorer.close()
+    thread.join()
+    assert explorer._runs[-1].state == "stopped in epoch 1"
+
+
 @pytest.mark.parametrize("norm", ["scratch", "torch"])
 def test_what_is_recorded_is_what_goes_through_the_layers_in_eval(norm, images):
     model, x = lenet(norm), images.test_images

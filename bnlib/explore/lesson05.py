@@ -149,6 +149,11 @@ class TrainItYourself(Explorer):
         self._runs = []
         super().reset()
 
+    def close(self):
+        """Stop the training under way, too: nothing shows it any more."""
+        self.stop()
+        super().close()
+
     def _news(self, run):
         if run.over or time.monotonic() - self._shown > PAUSE:
             self.refresh()
