@@ -30,6 +30,6 @@ def notebook(page, request):
     from lab import Notebook
 
     notebook = Notebook(page, request.param)
-    notebook.run_all(seconds=600)
+    notebook.run_all(seconds=300)
     yield notebook
     notebook.close()

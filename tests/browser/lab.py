@@ -127,6 +127,12 @@ class Notebook:
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         self.page.wait_for_function(f"{FAILED} || ({NUMBERED} && {KERNEL} === 'idle')", timeout=1000 * seconds)
 
+    def restart(self):
+        """Choose Kernel > Restart Kernel and Clear Outputs."""
+        self.page.evaluate("void jupyterapp.commands.execute('kernelmenu:restart-and-clear')")
+        self.page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+        self.page.wait_for_function(f"!{NUMBERED} && {KERNEL} === 'idle'")
+
     def finished(self):
         """Return whether every code cell has its number: none was skipped after an error."""
         return self.page.evaluate(NUMBERED)

@@ -134,6 +134,18 @@ def test_start_trains_while_controls_answer_and_stop_stops(notebook):
     assert notebook.complaints() == []
 
 
+@pytest.mark.parametrize("notebook", ["02_batchnorm1d"], indirect=True, scope="module")
+def test_after_a_restart_of_the_kernel_all_runs_again_and_sliders_move(notebook):
+    notebook.restart()
+    notebook.run_all(seconds=60)
+    assert notebook.finished()
+    assert notebook.complaints() == []
+    (view,) = notebook.explorers()
+    before = view.state()
+    view.press(0)
+    assert view.leaves(before)
+
+
 @every_lesson
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 900])
