@@ -91,7 +91,7 @@ def amplification(x):
     Where a channel's spread is rounding noise, no two orders of summation agree; eps limits the damage.
     """
     table = x.detach().double().transpose(0, 1).flatten(1)
-    finite = table[:, table.isfinite().all(0)] if table.numel() else table
+    finite = table[table.isfinite().all(1)] if table.numel() else table
     if not finite.numel():
         return 1.0
     return max(1.0, (finite.abs().amax(1) / (finite.var(1, correction=0) + 1e-5).sqrt()).max().item())

@@ -221,6 +221,27 @@ class Explorer(widgets.VBox):
         return {**still, **bundle, "text/plain": repr(self)}, metadata
 
 
+class Redrawn(Explorer):
+    """An explorer of something drawn at random, from `seed`, with a button that draws another; Reset draws the first.
+
+    tooltip  what the button Draw again draws
+    """
+
+    seed = 0
+
+    def __init__(self, controls, tooltip):
+        super().__init__(controls, [button("Draw again", self._draw_again, icon="refresh", tooltip=tooltip)])
+
+    def _draw_again(self):
+        self.seed += 1
+        self.refresh()
+
+    def reset(self):
+        """Put every control back to where it started, and draw what was drawn first."""
+        self.seed = 0
+        super().reset()
+
+
 _made = {}  # a notebook's cell -> the run that was its last, and the explorers made in it
 
 

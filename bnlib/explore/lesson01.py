@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data import GRADES, SUBJECTS, school
 from ..plots import BLUE, GREEN, GREY, VERMILION
-from .base import Explorer, button, choice, slider, stops
+from .base import Explorer, Redrawn, button, choice, slider, stops
 
 LARGEST = 128  # students in the largest class
 CLASSES = 200  # classes drawn
@@ -157,7 +157,7 @@ def draw_classes(school, seed):
     return Classes(grades, mean.item(), sd.item(), means + mean, sds, mean_error, sd_error)
 
 
-class ClassSize(Explorer):
+class ClassSize(Redrawn):
     """How far do a class's mean and spread stray from the school's, and how does that shrink as classes grow?
 
     grades  (students, subjects), the school to draw classes from; by default `bnlib.data.school(1000)`
@@ -171,20 +171,11 @@ class ClassSize(Explorer):
 
     def __init__(self, grades=None):
         self._grades, self._subjects = checked(school(1000) if grades is None else grades)
-        self._seed = 0
         self._drawn = None, None
-        again = button("Draw again", self._draw_again, icon="refresh", tooltip=f"Draw {CLASSES} other classes")
         size = slider("Class size N (students)", 8, 1, LARGEST, tooltip="How many students share one mean")
-        super().__init__({"subject": subject_buttons(self._subjects), "students": size}, [again])
-
-    def _draw_again(self):
-        self._seed += 1
-        self.refresh()
-
-    def reset(self):
-        """Put the controls back, and the first classes."""
-        self._seed = 0
-        super().reset()
+        super().__init__(
+            {"subject": subject_buttons(self._subjects), "students": size}, f"Draw {CLASSES} other classes"
+        )
 
     def still(self, figure):
         """Draw the axes: two strips of classes, and the law."""
@@ -217,12 +208,12 @@ class ClassSize(Explorer):
 
     def show(self, students, subject):
         """Move the dots to classes of `students`."""
-        if (subject, self._seed) != self._drawn[:2]:
-            school = draw_classes(self._grades[:, subject], self._seed)
+        if (subject, self.seed) != self._drawn[:2]:
+            school = draw_classes(self._grades[:, subject], self.seed)
             if school.sd == 0:
                 raise ValueError(f"all grades in {self._subjects[subject]} are {school.mean:g}, so no class can stray")
             self._scale(school)
-            self._drawn = subject, self._seed, school
+            self._drawn = subject, self.seed, school
         school = self._drawn[2]
         column = students - 1
         powers = [2**k - 1 for k in range(LARGEST.bit_length())]  # columns of 1, 2, 4 … students

@@ -9,7 +9,7 @@ from matplotlib.collections import PolyCollection
 from torch import Tensor
 
 from ..plots import BLUE, GREY, SKY, VERMILION
-from .base import Explorer, button, choice, slider
+from .base import Explorer, Redrawn, button, choice, slider
 
 EPS = 1e-5
 BATCHES = 200  # in the stream
@@ -241,7 +241,7 @@ def follow(values, start, momentum):
     return torch.tensor(past, dtype=torch.float64)
 
 
-class RunningStatistics(Explorer):
+class RunningStatistics(Redrawn):
     """How do the running mean and variance chase those of the population, over a stream of batches?
 
     population  (values,), at least two; by default 10,000 normal ones with mean 3 and standard deviation 2
@@ -261,8 +261,6 @@ class RunningStatistics(Explorer):
         if not self._population.isfinite().all():
             wrong = (~self._population.isfinite()).sum()
             raise ValueError(f"{wrong} values of the population are no number; leave them out")
-        self._seed = 0
-        again = button("Draw again", self._draw_again, icon="refresh", tooltip=f"Another stream of {BATCHES} batches")
         controls = {
             "size": slider(
                 "Batch size n (values)", 8, 1, LARGEST, tooltip="How many values each batch has per channel"
@@ -283,16 +281,7 @@ class RunningStatistics(Explorer):
                 width="auto",
             ),
         }
-        super().__init__(controls, [again])
-
-    def _draw_again(self):
-        self._seed += 1
-        self.refresh()
-
-    def reset(self):
-        """Put the controls back, and the first stream."""
-        self._seed = 0
-        super().reset()
+        super().__init__(controls, f"Another stream of {BATCHES} batches")
 
     def still(self, figure):
         """Draw the axes, and the population's mean and variance."""
@@ -319,7 +308,7 @@ class RunningStatistics(Explorer):
         """Follow the stream of batches of `size`."""
         self.controls["momentum"].disabled = average == "cumulative"
         momentum = None if average == "cumulative" else momentum
-        result = stream(self._population, size, momentum, unbiased, self._seed)
+        result = stream(self._population, size, momentum, unbiased, self.seed)
         seen = range(BATCHES + 1)
         for i, (batch, running, start) in enumerate(
             ((result.means, result.running_mean, 0.0), (result.variances, result.running_var, 1.0))

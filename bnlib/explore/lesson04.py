@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from torch import Tensor
 
 from ..plots import BLUE, GREY, VERMILION
-from .base import Explorer, button, choice, slider
+from .base import Redrawn, choice, slider
 from .lesson03 import follow
 
 EPS = 1e-5
@@ -55,7 +55,7 @@ def train_against_eval(size, momentum, seed):
     return Gap(x, mean, variance, running_mean, running_var, gap)
 
 
-class TrainEvalGap(Explorer):
+class TrainEvalGap(Redrawn):
     """How far is what the layer computes in eval() from what it computes in train(), and what makes it small?
 
     One channel of images of 4 x 4 pixels, mean 3 and variance 4. Pixels of an image are alike (half of the variance
@@ -66,8 +66,6 @@ class TrainEvalGap(Explorer):
     size = (6.8, 3.9)
 
     def __init__(self):
-        self._seed = 0
-        again = button("Draw again", self._draw_again, icon="refresh", tooltip="Draw other images")
         controls = {
             "size": slider("Batch size N (images)", 8, 1, LARGEST, tooltip="How many images share mean and variance"),
             "momentum": slider("Momentum", 0.1, 0.01, 1.0, 0.01, tooltip="How much of each new batch enters"),
@@ -79,16 +77,7 @@ class TrainEvalGap(Explorer):
                 tooltips=["momentum = a number", "momentum=None: the mean of all batches so far"],
             ),
         }
-        super().__init__(controls, [again])
-
-    def _draw_again(self):
-        self._seed += 1
-        self.refresh()
-
-    def reset(self):
-        """Put the controls back, and the first images."""
-        self._seed = 0
-        super().reset()
+        super().__init__(controls, "Draw other images")
 
     def still(self, figure):
         """Draw the axes: what becomes of a pixel, and the gap as batches go by."""
@@ -115,7 +104,7 @@ class TrainEvalGap(Explorer):
     def show(self, size, momentum, seen, average):
         """Train on `seen` batches, then put the next one through in both modes."""
         self.controls["momentum"].disabled = average == "cumulative"
-        result = train_against_eval(size, None if average == "cumulative" else momentum, self._seed)
+        result = train_against_eval(size, None if average == "cumulative" else momentum, self.seed)
         batch = result.x[seen].sort().values
         pixels = batch[torch.linspace(0, len(batch) - 1, SHOWN).long()]  # from the darkest to the brightest
         means, variances = zip((result.mean, result.variance), (result.running_mean, result.running_var), strict=True)

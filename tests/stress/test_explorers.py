@@ -111,11 +111,11 @@ def test_ten_copies_move_apart_and_close_without_a_trace(name):
         return copies
 
     sizes = []
-    for _ in range(3):
+    for _ in range(6):  # caches fill, and the allocator settles
         for copy in ten_copies():
             copy.close()
         sizes.append((len(_instances), resident()))
-    (widgets, memory), *_, (widgets_later, memory_later) = sizes[1:]
+    (widgets, memory), *_, (widgets_later, memory_later) = sizes[3:]
     assert widgets == widgets_later
     assert memory_later - memory < 5e6
     copies = ten_copies()
