@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses=4 --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses=4
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
 ifdef BNLIB_DATA  # the lessons run in notebooks/
 export BNLIB_DATA := $(abspath $(BNLIB_DATA))
@@ -17,7 +17,7 @@ lab: .venv/.lab  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ROOT_FLAG) $(LAB)
 
 test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
-	BNLIB_OFFLINE=1 $(PARALLEL) --no-loadscope-reorder $(NBVAL) tests notebooks
+	BNLIB_OFFLINE=1 $(PARALLEL) --dist loadfile --no-loadscope-reorder $(NBVAL) tests notebooks
 
 stress: .venv/.dev  ## run lessons, explorers and layers under what no reader should have to suffer
 	BNLIB_STRESS=1 $(PARALLEL) tests/stress tests/test_properties.py
