@@ -104,9 +104,9 @@ def like(input, t, innermost):
 def merge(sums, input):
     """Return per channel, (C,), the total of `sums` (P,)."""
     channels = input.shape[1]
-    return sums if len(sums) == channels else sums.view(-1, channels).sum(0)
+    return sums if sums.numel() == channels else sums.view(-1, channels).sum(0)
 
 
 def spread(v, x):
     """Return `v` (C,) as (P, 1), for x (M, P, L)."""
-    return v.expand(x.shape[1] // len(v), -1).reshape(-1, 1)
+    return (v if v.shape == x.shape[1:2] else v.repeat(x.shape[1] // v.numel())).unsqueeze(1)

@@ -95,7 +95,7 @@ class BatchNorm(nn.Module):
             return normalise(input, *affine, self.eps, *running)
 
         def remember(mean, var):
-            update_running(*running, mean, var, input.numel() // len(mean), momentum)
+            update_running(*running, mean, var, input.numel() // mean.numel(), momentum)
 
         return normalise(input, *affine, self.eps, remember=remember)
 
