@@ -21,6 +21,7 @@ test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images 
 
 stress: .venv/.dev  ## run lessons, explorers and layers under what no reader should have to suffer
 	BNLIB_STRESS=1 $(PARALLEL) tests/stress tests/test_properties.py
+	$(BIN)/python tests/mutants.py --every 12
 
 validate: .venv/.lab  ## compare every stored output of the lessons, as you have them, with a fresh run
 	$(PYTEST) $(NBVAL) notebooks

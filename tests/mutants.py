@@ -32,11 +32,22 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
+SQUARES = "squares = y.square() if x.shape[2] == 1 else torch.linalg.vector_norm(y, dim=2, keepdim=True).square_()"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
         "reset_parameters fills every one of them"
     ),
     ("running_mean becomes running_var", "if running_mean is None:"): "both are None or neither is",
+    **dict.fromkeys(
+        [
+            (
+                "-1 without its sign",
+                "ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()",
+            ),
+            *((change, SQUARES) for change in ("if not: x.shape[2] == 1", "x.shape[2] == 1 with NotEq", "1 becomes 2")),
+        ],
+        "the same numbers, by the slower way",
+    ),
 }
 
 
