@@ -33,6 +33,7 @@ NAMES = {
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
 SQUARES = "squares = y.square() if x.shape[2] == 1 else torch.linalg.vector_norm(y, dim=2, keepdim=True).square_()"
+ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1], 1) if innermost else t.reshape(*t.shape[:2], -1)"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
         "reset_parameters fills every one of them"
@@ -48,6 +49,7 @@ EQUIVALENT = {  # (mutant, its line) -> why it may live
         ],
         "the same numbers, by the slower way",
     ),
+    ("1 becomes 2", ROW): "a column of pixels and their channels in place of a row",
 }
 
 
