@@ -130,7 +130,7 @@ class Notebook:
     def restart(self):
         """Choose Kernel > Restart Kernel and Clear Outputs."""
         self.page.evaluate("void jupyterapp.commands.execute('kernelmenu:restart-and-clear')")
-        self.page.locator(".jp-Dialog").get_by_role("button", name="Restart").click()
+        self.page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
         self.page.wait_for_function(f"!{NUMBERED} && {KERNEL} === 'idle'")
 
     def finished(self):
