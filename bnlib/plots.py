@@ -95,8 +95,9 @@ def training_curves(runs) -> Picture:
 
     runs  label -> `History`, four at most; test accuracy has a marker at each epoch
     """
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 3.8))
     losses, accuracies = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.065, right=0.99, top=0.96, bottom=0.24, wspace=0.17)  # a layout found costs two draws
     losses.set(xlabel="epochs", ylabel="training loss (nats)")
     accuracies.set(xlabel="epochs", ylabel="accuracy: line training, markers test", ylim=(0, 1))
     words = []
@@ -112,7 +113,7 @@ def training_curves(runs) -> Picture:
         words.append(f"{label}, {history!r}")
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=len(runs), frameon=False)
+    figure.legend(loc="lower center", ncols=len(runs), frameon=False)
     return Picture(figure, f"Training loss and accuracy over epochs. {'. '.join(words)}.")
 
 
