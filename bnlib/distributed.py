@@ -153,10 +153,9 @@ def _join_and_work(rank, processes, folder, worker, args):
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    try:
-        torch.save(worker(rank, *args), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    dist.barrier()  # all are connected, or one that fails at once would fail the others while they connect
+    torch.save(worker(rank, *args), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()  # after an error not: the others would fail of it, and perhaps be heard first
 
 
 def main(arguments=None):
