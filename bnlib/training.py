@@ -61,7 +61,7 @@ def fit(
                 statistics for it
     lr          learning rate; schedule "constant", or "cosine", which takes it down to 0
     device      "auto": cuda, else mps, else cpu; or a name that torch knows. The model moves there and stays there; on
-                the CPU, the weights of its convolutions are then laid out with the channels last
+                the CPU, unless it holds torch's own BatchNorm2d, its convolutions are then laid out channels last
     seed        shuffles the images, nothing else. The same seed on the same processor gives the same history
     checkpoint  a path, written after each epoch; if it exists, the training goes on from there
     on_step     called with a `Step` after each step; when it returns True the training stops there

@@ -49,7 +49,10 @@ def test_a_picture_shows_something_and_carries_its_words(make):
     assert pixels.min() < 128 < pixels.max()
     for axes in picture.figure.axes:  # no label is cut off
         box = axes.get_tightbbox()
-        assert box is None or (box.x0 >= -1 and box.x1 <= picture.figure.bbox.x1 + 1)
+        if box is not None:
+            assert min(box.x0, box.y0) >= -1
+            assert box.x1 <= picture.figure.bbox.x1 + 1
+            assert box.y1 <= picture.figure.bbox.y1 + 1
 
 
 def lines(axes):
