@@ -103,9 +103,8 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
     """
     if running_mean is None:
         return
-    with torch.no_grad():
-        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-            running.copy_((momentum * batch).add_(running, alpha=1 - momentum))
+    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+        running.copy_((momentum * batch.detach()).add_(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):

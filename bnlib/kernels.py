@@ -17,7 +17,8 @@ and dx_i is their sum (Ioffe & Szegedy 2015, section 3, with the terms collected
 with them only the direct way is left, dx = γ / σ · dy.
 
 Why it is faster than autograd on the plain form: that keeps and writes several tensors as large as x. Here x is kept,
-one such tensor is written in each direction (two forward where L, below, is 1), and the rest is done in it, in place.
+one such tensor is written in each direction (two forward where there is no L, below), and the rest is done in it, in
+place.
 """
 
 import torch
@@ -36,22 +37,23 @@ def normalise(input, weight, bias, eps, mean=None, var=None, remember=None):
 
 
 class Normalise(torch.autograd.Function):
-    """The formulas above, differentiable twice, on (M, P, L): see `by_channel`."""
+    """The formulas above, differentiable twice, on (M, P) or (M, P, L): see `by_channel`."""
 
     @staticmethod
     def forward(ctx, input, weight, bias, eps, mean, var, remember):  # noqa: D102
         ctx.given, ctx.eps = mean is not None, eps
         ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()
         x = by_channel(input, ctx.innermost)
-        n = input.numel() // input.shape[1]
+        channels = input.shape[1]
+        n = input.numel() // channels
         if not ctx.given:
-            mean = merge(x.sum(0).sum(1), input).div_(n)  # in two steps it rounds less than in one
+            mean = total(x, channels).div_(n)
         y = x - spread(mean, x)
         if ctx.given:
             var = var.to(x.dtype)
         else:  # by norms where they spare a tensor of squares
-            squares = y.square() if x.shape[2] == 1 else torch.linalg.vector_norm(y, dim=2, keepdim=True).square_()
-            var = merge(squares.sum((0, 2)), input).div_(n)
+            squares = y.square() if y.dim() == 2 else torch.linalg.vector_norm(y, dim=2).square_()
+            var = total(squares, channels).div_(n)
         if remember is not None:
             remember(mean, var)
         scale = torch.rsqrt(var + eps)  # 1 / σ
@@ -65,15 +67,16 @@ class Normalise(torch.autograd.Function):
     def backward(ctx, dy):  # noqa: D102
         input, weight, mean, scale = ctx.saved_tensors
         x, dy = by_channel(input, ctx.innermost), by_channel(dy, ctx.innermost)
-        n = input.numel() // input.shape[1]
+        channels = input.shape[1]
+        n = input.numel() // channels
         twice = torch.is_grad_enabled()  # create_graph=True: what follows is differentiated, too
         if twice and not ctx.given:  # then mean and scale are functions of x
-            mean = merge(x.sum((0, 2)), input) / n
-            scale = torch.rsqrt(merge((x - spread(mean, x)).square().sum((0, 2)), input) / n + ctx.eps)
+            mean = total(x, channels) / n
+            scale = torch.rsqrt(total((x - spread(mean, x)).square(), channels) / n + ctx.eps)
         gain = scale if weight is None else scale * weight  # γ / σ
         dx = x - spread(mean, x)
-        d_weight = merge(dx.mul_(dy).sum((0, 2)), input) * scale
-        d_bias = merge(dy.sum((0, 2)), input)
+        d_weight = total(dx.mul_(dy), channels) * scale
+        d_bias = total(dy, channels)
         if ctx.given:
             dx.copy_(dy).mul_(spread(gain, x))
         else:
@@ -87,26 +90,32 @@ class Normalise(torch.autograd.Function):
 
 
 def by_channel(t, innermost):
-    """Return `t` (N, C, *) as (M, P, L), in float32 at least.
+    """Return `t` (N, C, *) in float32 at least: as (M, P, L) with P = C, or as (M, P) where nothing follows C.
 
-    As a rule P = C. With the channels `innermost` in memory (channels_last), L = 1 and P runs over a row of pixels and
-    their channels, as memory does: a vector of so many numbers keeps the processor busy, one of C may be too short.
+    With the channels `innermost` in memory (channels_last), P runs over a row of pixels and their channels, as memory
+    does: a vector of so many numbers keeps the processor busy, one of C may be too short.
     """
     t = t.float() if t.dtype.itemsize == 2 else t
-    return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1], 1) if innermost else t.reshape(*t.shape[:2], -1)
+    if innermost:
+        return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])
+    return t.flatten(2) if t.dim() > 2 else t
 
 
 def like(input, t, innermost):
-    """Return `t` (M, P, L) in the shape and layout of `input`."""
+    """Return `t`, as `by_channel` gives it, in the shape and layout of `input`."""
     return t.view(input.movedim(1, -1).shape).movedim(-1, 1) if innermost else t.view(input.shape)
 
 
-def merge(sums, input):
-    """Return per channel, (C,), the total of `sums` (P,)."""
-    channels = input.shape[1]
-    return sums if sums.numel() == channels else sums.view(-1, channels).sum(0)
+def total(t, channels):
+    """Return the sum of `t` (M, P, L) or (M, P) over each channel, (C,)."""
+    sums = t.sum(0)
+    if t.dim() == 3:
+        return sums.sum(1)  # in two steps it rounds less than in one
+    return sums if len(sums) == channels else sums.view(-1, channels).sum(0)
 
 
 def spread(v, x):
-    """Return `v` (C,) as (P, 1), for x (M, P, L)."""
-    return (v if v.shape == x.shape[1:2] else v.repeat(x.shape[1] // v.numel())).unsqueeze(1)
+    """Return `v` (C,) so that it stands beside x (M, P, L) or (M, P)."""
+    if x.dim() == 3:
+        return v.unsqueeze(1)
+    return v if v.shape == x.shape[1:] else v.repeat(x.shape[1] // v.numel())

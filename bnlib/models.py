@@ -41,7 +41,7 @@ def deep_convnet(norm="scratch", *, depth=10, channels=16, seed=0) -> nn.Sequent
     """Return `depth` 3×3 convolutions with ReLU for images (B, 1, 28, 28) and 10 classes.
 
     Each convolution has `channels` outputs and is followed by a normalization if `norm` says so; the sides are halved
-    after the first and after the second third of them. `norm` and `seed` as in `lenet`.
+    after the first of them and after half of them. `norm` and `seed` as in `lenet`.
     """
     _, norm2d = _norm_layers(norm)
 
@@ -53,7 +53,7 @@ def deep_convnet(norm="scratch", *, depth=10, channels=16, seed=0) -> nn.Sequent
                 *norm2d(channels),
                 nn.ReLU(),
             ]
-            if i + 1 in (depth // 3, 2 * depth // 3):
+            if i + 1 in (1, depth // 2):
                 layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 

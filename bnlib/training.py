@@ -333,6 +333,7 @@ def _bar(epochs, done, progress):
         total=epochs,
         initial=done,
         unit="epoch",
+        mininterval=0.5,
         bar_format="{percentage:3.0f} %|{bar:20}| epoch {n:.1f} of {total} [{elapsed}<{remaining}] {postfix}",
         file=io.StringIO() if notebook else None,
         leave=not notebook,
