@@ -47,7 +47,8 @@ def device():
         return f"cuda ({torch.cuda.get_device_name()})"
     if torch.backends.mps.is_available():
         return "mps (Apple GPU)"
-    return f"cpu ({torch.get_num_threads()} threads); no GPU found, and none is needed"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' * (threads > 1)}); no GPU found, and none is needed"
 
 
 def images():

@@ -349,5 +349,5 @@ def _labelled(label, tooltip):
         "description": label,
         "tooltip": tooltip,
         "style": {"description_width": "165px"},
-        "layout": widgets.Layout(width="335px", max_width="100%"),
+        "layout": widgets.Layout(width="100%"),
     }
