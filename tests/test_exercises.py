@@ -451,7 +451,7 @@ def test_bugs_may_be_named_in_other_words():
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ({"A": "momentum reversed"}, "not momentum reversed"),
+        ({"A": "momentum reversed"}, "not “momentum reversed”"),
         ({"A": "unbiased variance, momentum, epsilon outside the root"}, "name one bug"),
         ({"A": "something"}, "none of the names"),
         ({"Z": "unbiased variance"}, "no layer Z"),

@@ -230,7 +230,7 @@ class SpotTheBug:
         if not names:
             return False, f"{str(answer)!r} is none of the names: {'; '.join(CHOICES)}"
         (name,) = names
-        return False, f"not {name}. That would be: {cause[name]}. It is not so here"
+        return False, f"not “{name}”. That would be: {cause[name]}. It is not so here"
 
 
 def meant(answer):

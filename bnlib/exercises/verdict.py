@@ -71,7 +71,7 @@ class Verdict:
             return f"… {self.exercise}: not answered yet"
         if self.ok:
             return f"✓ {self.exercise}: right"
-        return f"✗ {self.exercise}: {' and '.join(self.mistakes)}"
+        return f"✗ {self.exercise}: {', '.join(self.mistakes)}"
 
     @property
     def difference(self) -> float | None:
@@ -121,7 +121,7 @@ class Verdict:
         if columns := self._columns():
             style = 'style="text-align: left; vertical-align: top; padding: 0.2em 0.9em"'
             heads = "".join(f'<th scope="col" {style}>{escape(head)}</th>' for head, _ in columns)
-            plain = 'style="margin: 0; background: none; font-family: monospace"'
+            plain = 'style="margin: 0; background: none; font-family: monospace; white-space: pre"'
             cells = "".join(f"<td {style}><pre {plain}>{escape(text)}</pre></td>" for _, text in columns)
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
