@@ -238,19 +238,9 @@ class FunctionExercise:
 
     def judge(self, attempt):
         """Return the Verdict on an attempt."""
-        if attempt is None or attempt is ... or is_stub(attempt):
-            return unanswered(self)
-        if not callable(attempt):
-            cause = f"it is {describe(attempt)}; give the function itself: check({self.name!r}, {self.name})"
-            return refused(self, [Mistake("not a function", cause)])
-        try:
-            mistakes, evidence = self.examine(Guard(), attempt)
-        except Unanswered:
-            return unanswered(self)
-        if mistakes:
-            return refused(self, mistakes, **evidence)
         compared = "values and gradients" if self.tracked else "values"
-        return Verdict(self.name, True, f"The {compared} agree on every input tried, and the input is left as it was.")
+        right = f"The {compared} agree on every input tried, and the input is left as it was."
+        return judged(self, attempt, right, callable(attempt), self.name)
 
     def examine(self, guard, attempt):
         """Return (mistakes, evidence for a Verdict) of an attempt, no mistakes if it is right. Raises Unanswered."""
@@ -454,6 +444,23 @@ class FunctionExercise:
             for name in seen.changed[:1]:
                 what, expected, received = f"{name} after the call", (case.arguments[name],), (seen.after[name],)
         return dict(example=tuple(given.items()), expected=expected, received=received, shown=what)
+
+
+def judged(exercise, attempt, right, fits, call, kind="function"):
+    """Return the Verdict on an attempt, by `exercise.examine`; in the words of `right` if no mistake is found.
+
+    fits, call, kind  whether it is of the kind the exercise takes, a function or a class; how one would be named
+    """
+    if attempt is None or attempt is ... or is_stub(attempt):
+        return unanswered(exercise)
+    if not fits:
+        cause = f"it is {describe(attempt)}; give the {kind} itself: check({exercise.name!r}, {call})"
+        return refused(exercise, [Mistake(f"not a {kind}", cause)])
+    try:
+        mistakes, evidence = exercise.examine(Guard(), attempt)
+    except Unanswered:
+        return unanswered(exercise)
+    return refused(exercise, mistakes, **evidence) if mistakes else Verdict(exercise.name, True, right)
 
 
 def unanswered(exercise):

@@ -12,12 +12,11 @@ from torch import nn
 from torch.func import functional_call
 
 from .answers import NOTHING, TYPE, describe
-from .base import ENDLESS, RAISES, UNKNOWN, Unanswered, located, refused, unanswered
+from .base import ENDLESS, RAISES, UNKNOWN, Unanswered, judged, located, unanswered
 from .catalogue import Mistake, batch
-from .guard import Guard, is_stub
+from .guard import is_stub
 from .modes import EVALUATION, TRAINING, UPDATE, UPDATED_IN_EVAL
 from .parts import ROLES, parts, role_of
-from .verdict import Verdict
 
 MODE = Mistake(
     "mode taken from grad mode",
@@ -117,20 +116,17 @@ class Layer:
     def judge(self, attempt):
         """Return the Verdict on a class."""
         forward = getattr(attempt, "forward", None)
-        if attempt is None or attempt is ... or is_stub(attempt) or is_stub(forward) or forward is nn.Module.forward:
+        if is_stub(forward) or forward is nn.Module.forward:
             return unanswered(self)
-        if isinstance(attempt, nn.Module) or not callable(attempt):
-            cause = f"it is {describe(attempt)}; give the class itself: check('layer', Layer)"
-            return refused(self, [Mistake("not a class", cause)])
-        examination = Examination(attempt)
-        try:
-            examination.run()
-        except Unanswered:
-            return unanswered(self)
-        if examination.found:
-            return refused(self, examination.found.values(), **examination.evidence)
-        same = "Both modes, gradients, parameters, buffers, state_dict, .to() and deepcopy do what torch.nn's do."
-        return Verdict(self.name, True, same)
+        right = "Both modes, gradients, parameters, buffers, state_dict, .to() and deepcopy do what torch.nn's do."
+        fits = callable(attempt) and not isinstance(attempt, nn.Module)
+        return judged(self, attempt, right, fits, "Layer", "class")
+
+    def examine(self, guard, attempt):
+        """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
+        examination = Examination(attempt, guard)
+        examination.run()
+        return examination.found.values(), examination.evidence
 
 
 RUNNING = ("running mean", "running variance")
@@ -140,8 +136,8 @@ AFFINE = ("gamma", "beta")
 class Examination:
     """One attempt at a layer, and what is found wrong with it: `found` by name, `evidence` for the Verdict."""
 
-    def __init__(self, make):
-        self.make, self.guard, self.found, self.evidence = make, Guard(), {}, {}
+    def __init__(self, make, guard):
+        self.make, self.guard, self.found, self.evidence = make, guard, {}, {}
 
     def run(self):
         """Look at everything. Raises Unanswered."""

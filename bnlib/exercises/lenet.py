@@ -12,11 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from .answers import NOTHING, SHAPE, TYPE, describe
-from .base import ENDLESS, RAISES, UNKNOWN, Bend, Unanswered, located, refused, together, unanswered
+from .base import ENDLESS, RAISES, UNKNOWN, Bend, Unanswered, judged, located, together
 from .catalogue import Mistake
-from .guard import Guard, holds_dots, is_stub
+from .guard import holds_dots
 from .parts import parts, role_of
-from .verdict import Verdict
 
 LAYERS = {
     "the first convolution": (1, 6),
@@ -187,20 +186,8 @@ class Lenet:
 
     def judge(self, attempt):
         """Return the Verdict on a function that makes the network."""
-        if attempt is None or attempt is ... or is_stub(attempt):
-            return unanswered(self)
-        if isinstance(attempt, nn.Module) or not callable(attempt):
-            cause = f"it is {describe(attempt)}; give the function itself: check('lenet_with_bn', lenet_with_bn)"
-            return refused(self, [Mistake("not a function", cause)])
-        try:
-            mistakes, evidence = self.examine(Guard(), attempt)
-        except Unanswered:
-            return unanswered(self)
-        if mistakes:
-            return refused(self, mistakes, **evidence)
-        return Verdict(
-            self.name, True, "Every layer of the table is there, in its place, and both modes give the table's output."
-        )
+        right = "Every layer of the table is there, in its place, and both modes give the table's output."
+        return judged(self, attempt, right, callable(attempt) and not isinstance(attempt, nn.Module), self.name)
 
     def examine(self, guard, attempt):
         """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
