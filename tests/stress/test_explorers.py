@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 from ipywidgets import Button, FloatSlider, IntSlider
 from ipywidgets.widgets.widget import _instances
-from test_explore import EXPLORERS as ON_NUMBERS
 
 from bnlib import explore, lenet
 from bnlib.data import Images, digits
 
 IMAGES = Images(*(tensor[:64] for tensor in list(vars(digits()).values())[:4]), tuple("0123456789"), "a few digits")
 EXPLORERS = {
-    **ON_NUMBERS,
+    "gamma_beta": explore.gamma_beta,
+    "class_size": explore.class_size,
+    "who_shares_a_mean": explore.who_shares_a_mean,
+    "norms": lambda: explore.who_shares_a_mean("norms"),
+    "loops": explore.loops,
+    "running_statistics": explore.running_statistics,
+    "train_eval_gap": explore.train_eval_gap,
     "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
     "inside_the_layers": lambda: explore.inside_the_layers(
         [explore.inside_the_layers.record(lenet(seed=seed), IMAGES.train_images) for seed in range(3)]
