@@ -196,7 +196,7 @@ def test_the_error_for_a_folder_names_the_variable_that_gave_it(monkeypatch, tmp
         (idx(1, 28, 28, numbers=[0] * 785), r"\(1, 28, 28\) and holds 785 bytes"),
         (idx(2, 32, 32), r"\(2, 32, 32\).*expected \(N, 28, 28\)"),
     ],
-    ids=["empty", "web page", "cut", "other bytes", "short header", "labels", "few pixels", "many pixels", "other size"],
+    ids=["empty", "web page", "cut", "other bytes", "short header", "labels", "few", "many", "other size"],
 )
 def test_a_file_in_another_format_is_refused_by_name(content, words):
     with pytest.raises(ValueError, match=f"{IMAGES}.*{words}"):
