@@ -32,23 +32,16 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
-SQUARES = "squares = y.square() if x.shape[2] == 1 else torch.linalg.vector_norm(y, dim=2, keepdim=True).square_()"
-ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1], 1) if innermost else t.reshape(*t.shape[:2], -1)"
+ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
         "reset_parameters fills every one of them"
     ),
     ("running_mean becomes running_var", "if running_mean is None:"): "both are None or neither is",
-    **dict.fromkeys(
-        [
-            (
-                "-1 without its sign",
-                "ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()",
-            ),
-            *((change, SQUARES) for change in ("if not: x.shape[2] == 1", "x.shape[2] == 1 with NotEq", "1 becomes 2")),
-        ],
-        "the same numbers, by the slower way",
+    ("-1 without its sign", "ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()"): (
+        "the same numbers, by the slower way"
     ),
+    ("2 becomes 3", "return t.flatten(2) if t.dim() > 2 else t"): "flatten leaves three axes as they are",
     ("1 becomes 2", ROW): "a column of pixels and their channels in place of a row",
 }
 
