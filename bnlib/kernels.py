@@ -118,4 +118,4 @@ def spread(v, x):
     """Return `v` (C,) so that it stands beside x (M, P, L) or (M, P)."""
     if x.dim() == 3:
         return v.unsqueeze(1)
-    return v if v.shape == x.shape[1:] else v.repeat(x.shape[1] // v.numel())
+    return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).flatten()  # faster than repeat

@@ -40,8 +40,8 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
 def deep_convnet(norm="scratch", *, depth=10, channels=16, seed=0) -> nn.Sequential:
     """Return `depth` 3×3 convolutions with ReLU for images (B, 1, 28, 28) and 10 classes.
 
-    Each convolution has `channels` outputs and is followed by a normalization if `norm` says so; the sides are halved
-    after the first of them and after half of them. `norm` and `seed` as in `lenet`.
+    Each convolution has `channels` outputs and is followed by a normalization if `norm` says so; the first three halve
+    the sides. `norm` and `seed` as in `lenet`.
     """
     _, norm2d = _norm_layers(norm)
 
@@ -53,7 +53,7 @@ def deep_convnet(norm="scratch", *, depth=10, channels=16, seed=0) -> nn.Sequent
                 *norm2d(channels),
                 nn.ReLU(),
             ]
-            if i + 1 in (1, depth // 2):
+            if i < 3:
                 layers.append(nn.MaxPool2d(2))
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 

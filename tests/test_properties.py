@@ -186,12 +186,13 @@ def test_the_layers_do_what_torchs_do(x, training, options, rank, features, own_
         from_x = any(training[: step + 1]) or not options["track_running_stats"]  # the statistics in use
         noise = amplification(x) if from_x else 1.0
         assert_close(y, expected, noise)
-        # torch takes the variance around a mean that it has rounded to the dtype of x
-        largest = max(x.detach().double().nan_to_num(0, 0, 0).abs().flatten().tolist(), default=0.0)
-        rounded = (torch.finfo(x.dtype).eps * largest) ** 2
-        for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-            if a.is_floating_point() and a.numel():
-                assert_close(a, b, max(1.0, b.abs().max().item(), rounded / BOUNDS[a.dtype][1]))
+        for (name, a), b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
+            if a.is_floating_point():
+                scale = max(1.0, b.abs().max().item()) if b.numel() else 1.0
+                if name == "running_var" and x.dtype.itemsize == 2:  # torch takes it about a mean that it has rounded
+                    largest = max(x.detach().double().nan_to_num(0, 0, 0).abs().flatten().tolist(), default=0.0)
+                    scale = max(scale, (torch.finfo(x.dtype).eps * largest) ** 2 / BOUNDS[a.dtype][1])
+                assert_close(a, b, scale)
 
 
 @given(
