@@ -29,6 +29,7 @@ validate: .venv/.lab  ## compare every stored output of the lessons, as you have
 notebooks: .venv/.lab  ## run every lesson from top to bottom and save it
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --coalesce-streams notebooks/*.ipynb
 
 gallery: .venv/.dev  ## draw the README's pictures of the explorers anew
 	$(BIN)/python benchmarks/gallery.py

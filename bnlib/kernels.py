@@ -74,14 +74,15 @@ class Normalise(torch.autograd.Function):
             mean = total(x, channels) / n
             scale = torch.rsqrt(total((x - spread(mean, x)).square(), channels) / n + ctx.eps)
         gain = scale if weight is None else scale * weight  # γ / σ
-        dx = x - spread(mean, x)
+        centre = spread(mean, x)
+        dx = x - centre
         d_weight = total(dx.mul_(dy), channels) * scale
         d_bias = total(dy, channels)
         if ctx.given:
             dx.copy_(dy).mul_(spread(gain, x))
         else:
             share = gain / -n
-            dx = torch.sub(x, spread(mean, x), out=None if twice else dx)  # again: the memory is there, and autograd
+            dx = torch.sub(x, centre, out=None if twice else dx)  # again: the memory is there, and autograd
             dx.mul_(spread(d_weight * scale * share, x))  # takes no out
             dx.add_(spread(d_bias * share, x)).addcmul_(dy, spread(gain, x))
         d_weight = None if weight is None else d_weight

@@ -55,7 +55,8 @@ def curves(x, lines, x_label, y_label, log=False, log_x=False) -> Picture:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label, ylabel=y_label, yscale="log" if log else "linear")
     for (label, y), (colour, dashes, marker) in zip(lines.items(), LINES, strict=False):
-        axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, markevery=0.1, label=label)
+        style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 4}
+        axes.plot(x, y, **style, markevery=max(1, len(y) // 10), label=label)
     if log_x:
         axes.set_xscale("log")
     else:
