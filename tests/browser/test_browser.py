@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from pathlib import Path
 
 import ipywidgets
@@ -107,8 +106,7 @@ def test_play_plays_until_it_is_paused(notebook):
             for _ in range(3):
                 assert view.leaves(view.state()), f"{call}: it stands still"
             button.click()
-            time.sleep(0.5)  # what was under way arrives
-            assert not view.leaves(view.state(), seconds=1), f"{call}: it plays on"
+            assert view.comes_to_rest(), f"{call}: it plays on"
 
 
 @pytest.mark.parametrize("notebook", ["05_lenet_gpu"], indirect=True, scope="module")
