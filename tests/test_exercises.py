@@ -47,6 +47,7 @@ ATTEMPTS = list(attempts())
 def names(exercise, attempt):
     """Return the names of the mistakes that an attempt is told, "right" or "not answered yet"."""
     verdict = check(exercise, attempt)
+    assert verdict.read is None or verdict.read[0] <= EXERCISES[exercise].lesson, "it points to a lesson still to come"
     if not verdict.answered:
         return {"not answered yet"}
     return {"right"} if verdict.ok else set(verdict.mistakes)
@@ -611,7 +612,8 @@ def test_an_unknown_name_is_refused_with_a_guess():
 
 
 def test_what_a_verdict_tells_to_read_is_there():
-    for lesson, section in {*READ.values(), *((exercise.lesson, exercise.section) for exercise in EXERCISES.values())}:
+    own = {(exercise.lesson, exercise.section) for exercise in EXERCISES.values()}
+    for lesson, section in own | {(lesson, section) for _, lesson, section in READ}:
         cells = json.loads((HERE.parent / "notebooks" / f"{LESSONS[lesson]}.ipynb").read_text(encoding="utf-8"))[
             "cells"
         ]

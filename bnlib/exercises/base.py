@@ -473,7 +473,8 @@ def refused(exercise, mistakes, **evidence):
     """Return the Verdict that names these mistakes."""
     diagnosis = "\n".join(f"{mistake.name}: {mistake.cause}" for mistake in mistakes)
     names = tuple(mistake.name for mistake in mistakes)
-    read = next((place for word, place in READ.items() if word in names[0]), (exercise.lesson, exercise.section))
+    places = ((lesson, section) for word, lesson, section in READ if word in names[0] and lesson <= exercise.lesson)
+    read = next(places, (exercise.lesson, exercise.section))  # never a lesson that is still to come
     return Verdict(exercise.name, False, diagnosis, names, read=read, **evidence)
 
 
