@@ -200,7 +200,7 @@ def replayed(step, example, changing):
     return replay
 
 
-def evaluate(model, images, *, batch_size=1024) -> float:
+def evaluate(model, images, *, batch_size=256) -> float:
     """Return the share of right answers, 0 to 1, of `model` on the test images, in evaluation mode.
 
     Runs on the model's device; the model is then in the mode it was in.
@@ -263,7 +263,7 @@ def find_device(name="auto") -> torch.device:
     return device
 
 
-def _accuracy(model, x, y, batch_size=1024):
+def _accuracy(model, x, y, batch_size=256):  # larger ones scatter the memory that training steps use again
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.inference_mode():
