@@ -117,10 +117,12 @@ def _agree(left, right, bounds):
 
 def _gradients(layer, x):
     """Return the float64 gradients of a randomly weighted sum of layer(x): of the input, and of each parameter."""
-    layer = copy.deepcopy(layer).double()
-    layer.zero_grad()
-    x = x.detach().double().requires_grad_()
-    y = layer(x)
-    weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
-    (y * weights.to(y.device)).sum().backward()
+    with torch.inference_mode(False), torch.enable_grad():  # wherever it is called
+        layer = copy.deepcopy(layer).double()
+        layer.zero_grad()
+        x = x.detach().to(torch.float64, copy=True).requires_grad_()
+        y = layer(x)
+        weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
+        if y.requires_grad:
+            (y * weights.to(y.device)).sum().backward()
     return {"input": x.grad, **{name: parameter.grad for name, parameter in layer.named_parameters()}}

@@ -48,7 +48,9 @@ class Normalise(torch.autograd.Function):
         n = input.numel() // channels
         if not ctx.given:
             mean = total(x, channels).div_(n)
-        y = x - spread(mean, x)
+        layout = torch.preserve_format if ctx.innermost else torch.contiguous_format
+        output = torch.empty_like(input, dtype=x.dtype, memory_format=layout)  # no view: what follows may write into it
+        y = torch.sub(x, spread(mean, x), out=by_channel(output, ctx.innermost))
         if ctx.given:
             var = var.to(x.dtype)
         else:  # by norms where they spare a tensor of squares
@@ -61,7 +63,7 @@ class Normalise(torch.autograd.Function):
         if bias is not None:
             y.add_(spread(bias, x))
         ctx.save_for_backward(input, weight, mean, scale)
-        return like(input, y, ctx.innermost).to(input.dtype)
+        return output.to(input.dtype)
 
     @staticmethod
     def backward(ctx, dy):  # noqa: D102
@@ -70,24 +72,33 @@ class Normalise(torch.autograd.Function):
         channels = input.shape[1]
         n = input.numel() // channels
         twice = torch.is_grad_enabled()  # create_graph=True: what follows is differentiated, too
+        plain = twice or mapped(dy)  # nothing in place then
         if twice and not ctx.given:  # then mean and scale are functions of x
             mean = total(x, channels) / n
             scale = torch.rsqrt(total((x - spread(mean, x)).square(), channels) / n + ctx.eps)
         gain = scale if weight is None else scale * weight  # γ / σ
         centre = spread(mean, x)
         dx = x - centre
-        d_weight = total(dx.mul_(dy), channels) * scale
+        d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale
         d_bias = total(dy, channels)
         if ctx.given:
-            dx.copy_(dy).mul_(spread(gain, x))
+            dx = dy * spread(gain, x)
         else:
             share = gain / -n
-            dx = torch.sub(x, centre, out=None if twice else dx)  # again: the memory is there, and autograd
-            dx.mul_(spread(d_weight * scale * share, x))  # takes no out
-            dx.add_(spread(d_bias * share, x)).addcmul_(dy, spread(gain, x))
+            slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)
+            if plain:
+                dx = dx * slope + shift + dy * spread(gain, x)
+            else:
+                torch.sub(x, centre, out=dx)  # again: the memory is there
+                dx.mul_(slope).add_(shift).addcmul_(dy, spread(gain, x))
         d_weight = None if weight is None else d_weight
         d_bias = d_bias if ctx.needs_input_grad[2] else None
         return like(input, dx, ctx.innermost), d_weight, d_bias, None, None, None, None
+
+
+def mapped(t):
+    """Return whether vmap lets `t` stand for many, as `torch.autograd.functional.jacobian(vectorize=True)` does."""
+    return torch._C._functorch.is_batchedtensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
 
 
 def by_channel(t, innermost):
@@ -99,7 +110,7 @@ def by_channel(t, innermost):
     t = t.float() if t.dtype.itemsize == 2 else t
     if innermost:
         return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])
-    return t.flatten(2) if t.dim() > 2 else t
+    return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped
 
 
 def like(input, t, innermost):
@@ -119,4 +130,4 @@ def spread(v, x):
     """Return `v` (C,) so that it stands beside x (M, P, L) or (M, P)."""
     if x.dim() == 3:
         return v.unsqueeze(1)
-    return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).flatten()  # faster than repeat
+    return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat

@@ -143,5 +143,10 @@ class BatchNorm3d(BatchNorm):
 
 
 def traced() -> bool:
-    """Return whether a compiler, a tracer or `torch.func` follows the operations: they want the plain form."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    """Return whether a compiler, a tracer, `torch.func` or forward mode follows the operations: in the plain form."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )

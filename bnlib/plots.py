@@ -103,7 +103,7 @@ def training_curves(runs) -> Picture:
     accuracies.set(xlabel="epochs", ylabel="accuracy: line training, markers test", ylim=(0, 1))
     words = []
     for order, ((label, history), (colour, dashes, marker)) in enumerate(zip(runs.items(), LINES, strict=False)):
-        epochs, loss, accuracy = zip(*history.points, strict=True)
+        epochs, loss, accuracy = zip(*history.points, strict=True) if history.points else ((),) * 3
         style = {"color": colour, "linestyle": dashes, "linewidth": 1.6}
         losses.plot(epochs, loss, **style)
         accuracies.plot(epochs, accuracy, **style)

@@ -5,6 +5,7 @@ five times an epoch: no step waits for the host only to print. On a CUDA device 
 """
 
 import contextlib
+import copy
 import io
 import math
 import sys
@@ -64,7 +65,7 @@ def fit(
                 the CPU, unless it holds torch's own BatchNorm2d, its convolutions are then laid out channels last
     seed        shuffles the images, nothing else. The same seed on the same processor gives the same history
     checkpoint  a path, written after each epoch; if it exists, the training goes on from there
-    on_step     called with a `Step` after each step; when it returns True the training stops there
+    on_step     called with a `Step` after each step; when what it returns is true, the training stops there
     on_epoch    called with the history after each epoch
     progress    show a progress bar
     precision   "float32"; "tf32" and "bfloat16" give up digits for speed where the hardware has them
@@ -75,17 +76,17 @@ def fit(
     checkpoint is then the last good one), RuntimeError where torch.compile does not work.
     """
     _check_settings(epochs, batch_size, lr, schedule, precision)
-    device = find_device(device)
+    lr, device = float(lr), find_device(device)
     classes = _check_images(images)
     model.to(device)
     if device.type == "cpu":
         torch.empty(7 << 20)  # once so much was taken and freed, glibc keeps what steps free for the steps that follow
-        if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):  # torch's own is slower there
-            model.to(memory_format=torch.channels_last)  # convolutions and pooling are faster
     x, y = images.train_images.to(device), images.train_labels.to(device)
     test = images.test_images.to(device), images.test_labels.to(device)
-    _check_outputs(model, x[:1], classes)
-    rate = torch.tensor(float(lr), device=device)  # a tensor, because a recorded step cannot see a new number
+    _check_outputs(model, x[:2], classes)
+    if device.type == "cpu":
+        _channels_last(model, x[:2])
+    rate = torch.tensor(lr, device=device)  # a tensor, because a recorded step cannot see a new number
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, fused=True)
     shuffle = torch.Generator().manual_seed(seed)
     settings = {"batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed, "examples": len(x)}
@@ -127,7 +128,7 @@ def fit(
                 rate.fill_(lr * SCHEDULES[schedule]((epoch + (i - 1) / len(batches)) / epochs))
                 loss = step(indices)
                 seen += len(indices)
-                stop = on_step is not None and on_step(Step(epoch + i / len(batches), loss, model)) is True
+                stop = on_step is not None and bool(on_step(Step(epoch + i / len(batches), loss, model)))
                 if i in reads or stop or (device.type == "cpu" and not loss.isfinite()):
                     parts.append((seen, *sums.tolist()))
                     sums.zero_()
@@ -213,7 +214,8 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     """Return `model`, the running statistics of its batch normalization layers estimated anew, all weights frozen.
 
     Each running mean and variance becomes the cumulative average over batches of training images, in their order, in
-    one pass: "precise BN", Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
+    one pass: "precise BN", Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3. Where a forward pass fails,
+    they are what they were.
 
     batches   how many; None for all. A last, shorter batch is left out unless it is the only one
     Raises ValueError if batches or batch_size is not at least 1.
@@ -221,26 +223,37 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     for name, number in (("batch_size", batch_size), ("batches", 1 if batches is None else batches)):
         _check_count(name, number)
     layers = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
-    modes = {module: module.training for module in model.modules()}
     momenta = {layer: layer.momentum for layer in layers}
+    before = copy.deepcopy(model.state_dict())
     device = _device_of(model)
     x = images.train_images
     count = max(len(x) // batch_size, 1)
-    model.eval()
     try:
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None
-            layer.train()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None
+                layer.train()
             for i in range(count if batches is None else min(batches, count)):
                 model(x[i * batch_size : (i + 1) * batch_size].to(device))
+    except BaseException:  # interrupted, too
+        model.load_state_dict(before)
+        raise
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
+    return model
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Put `model` into evaluation mode for a while; every module is then in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
         for module, mode in modes.items():
             module.training = mode
-    return model
 
 
 def find_device(name="auto") -> torch.device:
@@ -264,15 +277,11 @@ def find_device(name="auto") -> torch.device:
 
 
 def _accuracy(model, x, y, batch_size=256):  # larger ones scatter the memory that training steps use again
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    with torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         right = sum(
             (model(part).argmax(1) == labels).sum()
             for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
         )
-    for module, mode in modes.items():
-        module.training = mode
     return right.item() / len(y)
 
 
@@ -372,14 +381,24 @@ def _check_images(images):
 
 
 def _check_outputs(model, x, classes):
-    """Raise ValueError unless `model` turns x (1, ...) into one number for each class."""
-    model.eval()
-    with torch.inference_mode():
+    """Raise ValueError unless `model` turns x (B, ...) into one number for each class."""
+    with evaluating(model), torch.no_grad():  # not inference_mode, in which a lazy layer would make what cannot train
         shape = tuple(model(x).shape)
-    if shape != (1, classes):
+    if shape != (len(x), classes):
         raise ValueError(
-            f"the model must return (B, {classes}), one number for each class; for one image it gave {shape}"
+            f"the model must return (B, {classes}), one number for each class; for {len(x)} images it gave {shape}"
         )
+
+
+def _channels_last(model, x):
+    """Lay the convolutions out channels last, where they are faster on a CPU, if `model` then still takes x."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):  # torch's own is slower there
+        return
+    try:
+        with evaluating(model.to(memory_format=torch.channels_last)), torch.no_grad():
+            model(x)
+    except RuntimeError:  # weights with five axes, or a `view` in its forward pass
+        model.to(memory_format=torch.contiguous_format)
 
 
 def _check_finite(name, value, epoch, step, lr):

@@ -67,6 +67,10 @@ ONE_VALUE = Mistake(
     "in training, an input of shape (1, C, 1, 1) has one value per channel and no spread: raise a ValueError, as "
     "torch.nn does",
 )
+ONE_VALUE_ERROR = Mistake(
+    "another error for one value per channel",
+    "in training, an input of shape (1, C, 1, 1) has one value per channel: {}; raise a ValueError, as torch.nn does",
+)
 ONE_VALUE_EVAL = Mistake(
     "one value per channel refused in evaluation",
     "eval() needs no spread, the running statistics give it: an input of shape (1, C, 1, 1) is fine there",
@@ -280,7 +284,7 @@ class Examination:
         if "running statistics replaced" in self.found and self.averages_all():
             del self.found["running statistics replaced"]
             self.note([CUMULATIVE])
-        self.judged(EVALUATION, evaluation)
+        self.judged(replace(EVALUATION, tracked=()) if by_grad else EVALUATION, evaluation)
 
     def averages_all(self):
         """Return whether two batches weigh the same in a new layer's running mean."""
@@ -331,7 +335,10 @@ class Examination:
         """Name a layer that trains on one value per channel, or refuses it in evaluation."""
         x = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
         _, trouble = self.guard.call(lambda: self.make(3).train()(x.clone()))
-        self.note([] if trouble else [ONE_VALUE])
+        if not trouble:
+            self.note([ONE_VALUE])
+        elif not trouble.text.startswith("ValueError") and RAISES not in self.found:
+            self.note([worded(ONE_VALUE_ERROR, trouble.text)])
         _, trouble = self.guard.call(lambda: self.make(3).eval()(x.clone()))
         self.note([ONE_VALUE_EVAL] if trouble and not {MODE.name, NO_RUNNING.name, RAISES} & self.found.keys() else [])
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .answers import NOTHING, SHAPE, TYPE, describe
-from .base import ENDLESS, RAISES, UNKNOWN, Bend, Unanswered, judged, located, together
+from .base import ENDLESS, NO_GRADIENT, RAISES, UNKNOWN, Bend, Unanswered, judged, located, together
 from .catalogue import Mistake
 from .guard import holds_dots
 from .parts import parts, role_of
@@ -199,10 +199,15 @@ class Lenet:
         if not isinstance(model, nn.Module):
             cause = f"lenet_with_bn() returns {describe(model)}; expected an nn.Module"
             return [Mistake(NOTHING if model is None else TYPE, cause)], {}
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         calls, y, trouble = traced(guard, model.train())
         evidence = dict(
             example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(listing(calls),), shown="layers"
         )
+        unreached = [] if trouble else no_gradient(guard, calls, y)
+        with torch.no_grad():  # what a tensor starts at may be all that says what it is for
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before.get(name, buffer))
         found = structure(calls)
         if trouble:
             if trouble.kind == "unanswered":
@@ -212,6 +217,12 @@ class Lenet:
             cause = f"the network returns {describe(y)}; expected (4, 10) for four images"
             return [*found, Mistake(SHAPE if isinstance(y, torch.Tensor) else TYPE, cause)], evidence
         layers, norms = sorted_out(calls)
+        if len(layers) < len(LAYERS):
+            cause = f"{len(layers)} nn.Conv2d and nn.Linear were called; the table has five"
+            return [Mistake("wrong number of layers", cause), *found], evidence
+        if unreached:
+            cause = f"no gradient reaches {', '.join(unreached)}: is something detached, or frozen?"
+            return [*found, Mistake(NO_GRADIENT, cause)], evidence
         sizes = [(m.weight.shape[1], m.weight.shape[0]) for m in layers]
         if sizes == list(LAYERS.values()) and not any(m.name in FORMS for m in found):
             derived = behaviour(guard, model, layers, norms)
@@ -232,6 +243,13 @@ def traced(guard, model):
     for hook in hooks:
         hook.remove()
     return [(m, i.detach().clone(), o.detach()) for m, i, o in calls if isinstance(i, torch.Tensor)], y, trouble
+
+
+def no_gradient(guard, calls, y):
+    """Return the names of the layers whose weights the output's gradient does not reach."""
+    if isinstance(y, torch.Tensor) and y.requires_grad:
+        guard.call(lambda: y.sum().backward())
+    return [name for name, layer in zip(LAYERS, sorted_out(calls)[0], strict=False) if layer.weight.grad is None]
 
 
 def stumbled(trouble, calls):
@@ -305,6 +323,8 @@ def structure(calls):
                 note("wrong kernel size", f"{name} has a kernel of {layer.kernel_size}; the table has 5×5")
             if layer.padding not in ((0, 0), "valid", 0):
                 note("padding", f"{name} pads with {layer.padding}; the table has no padding, 28 → 24 → 12 → 8 → 4")
+            if layer.groups != 1:
+                note("grouped convolution", f"{name} has groups={layer.groups}: each output sees only some inputs")
             if layer.stride != (1, 1):
                 note("stride", f"{name} has a stride of {layer.stride}; the table has 1")
             if (layer.in_channels, layer.out_channels) != (before, after):
@@ -375,16 +395,16 @@ def behaviour(guard, model, layers, norms):
     def noise(tensor, scale, shift=0.0):
         return torch.randn(tensor.shape, generator=generator) * scale + shift
 
-    held = []
+    held, kinds = [], []
     with torch.no_grad():
         for layer in layers:
             layer.weight.copy_(noise(layer.weight, 2.0 / layer.weight[0].numel() ** 0.5))
             if layer.bias is not None:
                 layer.bias.copy_(noise(layer.bias, 0.3))
         for follow in norms[:4]:
-            values = None
+            values, names = None, {}
             for norm in follow:
-                names = {role_of(part): part for part in parts(norm).values()}  # by name, or as it starts
+                names = {role_of(part): part.name for part in parts(norm).values()}  # by name, or as it starts
                 values = dict(weight=None, bias=None, running_mean=None, running_var=None)
                 for key, role, scale, shift in (
                     ("weight", "gamma", 0.8, 0.5),
@@ -393,10 +413,11 @@ def behaviour(guard, model, layers, norms):
                     ("running_var", "running variance", 0.1, 1.0),
                 ):
                     if role in names:
-                        tensor = names[role].tensor
+                        tensor = parts(norm)[names[role]].tensor
                         tensor.copy_(noise(tensor, scale, shift))
                         values[key] = tensor.detach().clone().flatten()
             held.append(values)
+            kinds.append(names)
     weights = [(layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers]
     seen = {}
     for training in (False, True):  # training last: it moves the running statistics
@@ -423,7 +444,7 @@ def behaviour(guard, model, layers, norms):
         clash = len(bends) == 2 and bends[0].knobs.keys() & bends[1].knobs.keys()
         if not clash and gives(True, **knobs):
             if gives(False, **knobs):
-                return [*mistakes, *([] if kept(norms, run(True, **knobs)[0]) else [NOT_KEPT])]
+                return [*mistakes, *([] if kept(norms, kinds, run(True, **knobs)[0]) else [NOT_KEPT])]
             return [*mistakes, EVALUATION]
     with torch.no_grad():
         _, inputs, _ = run(True)
@@ -453,13 +474,14 @@ NOT_KEPT = Mistake(
 CONSEQUENCES = {UNKNOWN, EVALUATION.name, NOT_KEPT.name}  # not worth a word beside what they come from
 
 
-def kept(norms, expected):
-    """Return whether the running statistics of each norm have moved to the expected values."""
-    for (norm, *_), values in zip([follow for follow in norms[:4] if follow], filter(None, expected), strict=True):
-        tensors = {role_of(part): part.tensor for part in parts(norm).values()}
+def kept(norms, kinds, expected):
+    """Return whether the running statistics of each norm, called as `kinds` say, have moved to the expected values."""
+    for follow, names, values in zip(norms[:4], kinds, expected, strict=True):
         for key, role in (("running_mean", "running mean"), ("running_var", "running variance")):
-            if role in tensors and not torch.allclose(tensors[role].flatten(), values[key], 1e-3, 1e-4):
-                return False
+            if role in names:
+                moved = parts(follow[-1])[names[role]].tensor
+                if not torch.allclose(moved.flatten(), values[key], 1e-3, 1e-4):
+                    return False
     return True
 
 

@@ -45,6 +45,7 @@ def evaluation_output(
     order="γ then β",
     gamma_along=1,
     beta_along=1,
+    detached=(),
     **knobs,
 ):
     """Return the layer's output in evaluation, bent by the knobs of `normalise`, or of its own: `batch`, `stored`."""
@@ -57,9 +58,10 @@ def evaluation_output(
     mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
     if stored == "swapped":
         mean, var = var, mean
+    x = x.detach() if "x" in detached else x
     y = x - mean if centre == "mean" else x
     y = divided(y, var, eps, spread, place)
-    return scaled(y, gamma, beta, order, gamma_along, beta_along, "")
+    return scaled(y, gamma, beta, order, gamma_along, beta_along, detached)
 
 
 RUNS = Mistake(
@@ -104,8 +106,10 @@ EVALUATES = (
 
 
 def is_of_both_modes(knobs):
-    """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β."""
+    """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β, gradients."""
     common = {"place", "fixed", "order", "gamma_along", "beta_along"}
+    if "detached" in knobs:
+        return set(knobs["detached"]) <= {"x", "gamma", "beta"}
     return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
 
 
@@ -162,7 +166,7 @@ EVALUATION = FunctionExercise(
     mistakes=(
         *EVALUATES,
         *(
-            Mistake(mistake.name, mistake.cause, also=shared)
+            Mistake(mistake.name, mistake.cause + (" (in eval())" if "detached" in shared[0] else ""), also=shared)
             for mistake in TRAINING.mistakes
             if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
         ),
@@ -175,4 +179,5 @@ EVALUATION = FunctionExercise(
         evaluation_case(1, 3, 2, 1, seed=4),
         evaluation_case(2, 3, 2, 2, seed=5, scale=1e-5),
     ),
+    tracked=("x", "gamma", "beta"),
 )

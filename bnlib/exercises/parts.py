@@ -51,10 +51,12 @@ def role_of(part):
     """Return what a new layer's part is for: its name says it, else the value it starts at; None if neither does."""
     last = part.name.split(".")[-1].lower()
     for role in ("running mean", "running variance"):
-        if any(word in last for word in ROLES[role][0]):
+        if any(word in (last if len(word) > 2 else last.split("_")) for word in ROLES[role][0]):  # mu, but not mul
             return role
     for role in ("gamma", "beta"):
         if last in ROLES[role][0] or last.startswith(ROLES[role][0][:2]):
             return role
+    if part.tensor.dim() == 0:  # a momentum, a count
+        return None
     candidates = ("gamma", "beta") if part.kind == "parameter" else ("running mean", "running variance")
     return next((role for role in candidates if (part.tensor == ROLES[role][1]).all()), None)

@@ -15,7 +15,7 @@ from ..data import digits
 from ..layers import BatchNorm
 from ..models import lenet
 from ..plots import BLUE, GREY, SKY, VERMILION
-from ..training import fit
+from ..training import evaluating, fit
 from .base import Explorer, button, choice, slider, stops
 
 EPOCHS = 10  # at most
@@ -267,7 +267,7 @@ class InsideTheLayers(Explorer):
         a channel are kept, evenly spaced. In evaluation mode: the running statistics are used and left as they are, and
         every module is then in the mode it was in. Raises ValueError if the model has no normalization layer.
         """
-        recording, modes = {}, {module: module.training for module in model.modules()}
+        recording = {}
         leaves = [module for module in model.modules() if not list(module.children())]
 
         def keep(number):
@@ -281,12 +281,11 @@ class InsideTheLayers(Explorer):
             raise ValueError('the model has no batch normalization layer to record; build it with norm="scratch"')
         hooks = [layer.register_forward_hook(keep(i)) for i, layer in norms.items()]
         try:
-            model.eval()(x.to(next(model.parameters()).device))
+            with evaluating(model):
+                model(x.to(next(model.parameters()).device))
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, mode in modes.items():
-                module.training = mode
         return recording
 
     def still(self, figure):
