@@ -32,6 +32,7 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
+FLAT = "return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
 ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
@@ -41,7 +42,7 @@ EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("-1 without its sign", "ctx.innermost = not input.is_contiguous() and input.movedim(1, -1).is_contiguous()"): (
         "the same numbers, by the slower way"
     ),
-    ("2 becomes 3", "return t.flatten(2) if t.dim() > 2 else t"): "flatten leaves three axes as they are",
+    ("2 becomes 3", FLAT): "three axes are left as they are",
     ("1 becomes 2", ROW): "a column of pixels and their channels in place of a row",
 }
 

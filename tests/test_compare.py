@@ -21,6 +21,23 @@ def test_our_layer_equals_torchs(dtype, training):
     assert result.buffers.keys() == {"running_mean", "running_var", "num_batches_tracked"}
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_compared_wherever_it_is_called(mode):
+    with mode():
+        result = bnlib.compare(bnlib.BatchNorm2d(3), nn.BatchNorm2d(3), X)
+    assert result.equal, result
+    assert result.gradients.keys() == {"input", "weight", "bias"}
+
+
+def test_a_layer_that_no_gradient_passes_is_told_from_one_that_it_does():
+    class Detached(nn.Module):
+        def forward(self, x):
+            return x.detach()
+
+    assert bnlib.compare(Detached(), nn.Identity(), X).apart == {"gradient of input": "only one of the two has it"}
+    assert bnlib.compare(Detached(), Detached(), X).equal
+
+
 def test_layers_and_input_are_left_as_they_were():
     a, b, x = bnlib.BatchNorm2d(3), nn.BatchNorm2d(3), X.clone()
     before = copy.deepcopy((a.state_dict(), b.state_dict()))

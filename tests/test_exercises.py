@@ -284,9 +284,29 @@ class Stub(nn.Module):
 class Empty(nn.Module): ...
 
 
+def no_grad_in_evaluation(self, x):
+    with torch.set_grad_enabled(self.training):
+        return Right.forward(self, x)
+
+
+class Unnamed(Right):
+    """Tensors whose names say nothing, or seem to, and a count among them."""
+
+    def __init__(self, num_features):
+        nn.Module.__init__(self)
+        self.register_buffer("accumulations", torch.tensor(0.0))
+        self.mul, self.add = nn.Parameter(torch.ones(num_features)), nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("m", torch.zeros(num_features))
+        self.register_buffer("v", torch.ones(num_features))
+
+    gamma, beta = property(lambda self: self.mul), property(lambda self: self.add)
+    moving_mean, moving_var = property(lambda self: self.m), property(lambda self: self.v)
+
+
 LAYERS = {
     "right": [
         Right,
+        Unnamed,
         Wrapped,
         AsTable,
         Functional,
@@ -316,6 +336,8 @@ LAYERS = {
     "running statistics updated in eval": [but(forward=always_updates)],
     "training uses running statistics": [but(forward=running_in_training)],
     "evaluation uses the batch's statistics": [but(forward=batch_in_evaluation)],
+    "another error for one value per channel": [but(refuse=lambda self, n: 1 / (n - 1))],
+    "output detached from the gradient": [but(forward=no_grad_in_evaluation)],
     "one value per channel accepted": [but(refuse=lambda self, n: None)],
     "gamma and beta forgotten": [but(normalise=without_affine)],
     "beta before gamma": [but(normalise=beta_first)],
@@ -391,8 +413,45 @@ class ByHand(nn.Module):
         return self.linears[2](x)
 
 
+class Detached(nn.Module):
+    """The network, its convolutions cut off from the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.vectors = network()[:8], network()[8:]
+
+    def forward(self, x):
+        return self.vectors(self.images(x).detach())
+
+
+class Grouped(nn.Sequential):
+    """The network with half of the second convolution's inputs hidden from each output."""
+
+    def __init__(self):
+        super().__init__(*network())
+        self[4] = nn.Conv2d(6, 16, 5, groups=2)
+
+
+class Short(nn.Module):
+    """The first `count` modules of the network, and of what comes out, ten numbers."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layers = network()[:count]
+
+    def forward(self, x):
+        return self.layers(x).flatten(1)[:, :10]
+
+
 NETWORKS = {
-    "right": [network, ByHand, bnlib.lenet, partial(bnlib.lenet, "torch"), lambda: network().eval()],
+    "right": [
+        network,
+        ByHand,
+        bnlib.lenet,
+        partial(bnlib.lenet, "torch"),
+        lambda: network().eval(),
+        lambda: network(norm2d=Unnamed),
+    ],
     "batch norm missing": [partial(bnlib.lenet, "none"), lambda: network(norm1d=lambda n: nn.Identity())],
     "ReLU instead of sigmoid": [lambda: network(nn.ReLU)],
     "tanh instead of sigmoid": [lambda: network(nn.Tanh)],
@@ -413,6 +472,8 @@ NETWORKS = {
     ],
     "running statistics of a batch norm": [lambda: network(norm2d=but(update=moved(0.5)))],
     "batch norm for another number of axes": [lambda: network(norm1d=nn.BatchNorm2d)],
+    "no gradient": [lambda: network().requires_grad_(False), Detached],
+    "grouped convolution": [Grouped],
     "returns nothing": [lambda: print(end="")],
     "returns the wrong type": [lambda: ByHand],
     "not a function": [network(), 5],
@@ -425,6 +486,11 @@ NETWORKS = {
 def test_networks_are_accepted_or_named(wanted):
     for make in NETWORKS[wanted]:
         assert names("lenet_with_bn", make) - {"wrong number of layers"} == set(wanted.split(" + "))
+
+
+@pytest.mark.parametrize("count", [0, 9, 13, 15])
+def test_ten_numbers_without_the_tables_layers_are_not_enough(count):
+    assert "wrong number of layers" in names("lenet_with_bn", partial(Short, count))
 
 
 # ---- the bugs
@@ -541,6 +607,17 @@ def test_verdicts_do_not_depend_on_grad_mode_or_default_dtype():
         assert check("layer", Right).ok
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_check_in_inference_mode_leaves_later_ones_as_they_are():
+    def standardize(scores):
+        return (scores - scores.mean(0)) / (scores.var(0, correction=0) + 1e-5).sqrt()
+
+    EXERCISES["standardize"]._computed.clear()
+    with torch.inference_mode():
+        assert check("standardize", standardize).ok
+        assert check("layer", nn.BatchNorm2d).ok
+    assert check("standardize", standardize).ok
 
 
 def test_leaving_python_is_only_an_error():

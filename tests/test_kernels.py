@@ -130,6 +130,30 @@ def test_functional_transforms_see_what_they_see_in_torchs_layer(training):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_derivatives_forward_and_of_many_outputs_at_once_are_torchs(shape, training):
+    x = draw(*shape)
+    rank = {2: "1d", 4: "2d"}[len(shape)]
+    results = []
+    for package in (bnlib, nn):
+        layer = getattr(package, f"BatchNorm{rank}")(3, dtype=torch.float64).train(training)
+        many = torch.linspace(-1, 1, 2 * x.numel()).double().view(2, *shape)
+        y = layer(x)
+        with torch.autograd.forward_ad.dual_level():
+            tangent = torch.autograd.forward_ad.unpack_dual(layer(torch.autograd.forward_ad.make_dual(x, x.cos())))[1]
+        results.append(
+            (
+                tangent,
+                torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True)[0],
+                torch.func.vmap(lambda dy, y=y: torch.autograd.grad(y, x, dy, retain_graph=True)[0])(many),
+                torch.autograd.functional.hessian(lambda x, layer=layer: layer(x).pow(3).sum(), x, vectorize=True),
+            )
+        )
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 def test_vmap_over_batches_that_share_running_statistics_is_refused():
     with pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(bnlib.BatchNorm1d(3))(torch.randn(2, 6, 3))

@@ -194,6 +194,24 @@ def test_to_moves_parameters_and_statistics_and_leaves_the_count_an_integer(ours
     assert on_meta.weight.dtype == torch.float64
 
 
+@EVERY_LAYER
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_what_follows_may_write_into_the_output(ours, theirs, shape, training, last):
+    values = torch.randn(shape)
+    if last:
+        values = values.movedim(1, -1).contiguous().movedim(-1, 1)
+    results = []
+    for make in (ours, theirs):
+        layer, x = make(shape[1]).train(training), values.clone().requires_grad_()
+        y = layer(x)
+        y += 2 * x
+        y.relu_()
+        (y * torch.arange(y.numel()).view(y.shape)).sum().backward()
+        results.append((y, x.grad, layer.weight.grad))
+    assert_all_close(*results)
+
+
 @pytest.mark.parametrize(
     ("ours", "shape", "memory_format"),
     [

@@ -103,6 +103,49 @@ def test_on_step_stops_at_once_and_on_epoch_sees_each_epoch(images):
     assert history.points[-1].epoch == pytest.approx(1.4)
 
 
+def test_a_true_tensor_from_on_step_stops_too(images):
+    history = bnlib.fit(bnlib.lenet(), images, **FAST, on_step=lambda step: step.loss < 100)
+    assert len(history.points) == 1
+
+
+def test_an_interrupt_before_the_first_point_returns_a_history_that_can_be_shown(images):
+    def interrupt(step):
+        raise KeyboardInterrupt
+
+    history = bnlib.fit(bnlib.lenet(), images, **FAST, on_step=interrupt)
+    assert not history.points
+    assert "image/png" in history._repr_mimebundle_()[0]
+
+
+class Viewing(nn.Module):
+    """It flattens with `view`, which only takes the channels where they come first."""
+
+    def __init__(self):
+        super().__init__()
+        self.images, self.vectors = nn.Sequential(nn.Conv2d(1, 4, 5), nn.Conv2d(4, 4, 1)), nn.Linear(4 * 24 * 24, 10)
+
+    def forward(self, x):
+        return self.vectors(self.images(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Viewing,
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 5, 5)), nn.Flatten(), nn.LazyLinear(10)),
+        lambda: nn.Sequential(nn.LazyConv2d(4, 5), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10)),
+        lambda: nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 10), bnlib.BatchNorm1d(10, affine=False, track_running_stats=False)
+        ),
+    ],
+    ids=["view", "Conv3d", "lazy", "no running statistics"],
+)
+def test_models_that_a_plain_loop_trains_are_trained(images, make):
+    torch.manual_seed(0)
+    losses = bnlib.fit(make(), images, **FAST | {"lr": 0.01}).train_loss
+    assert losses[-1] < losses[0]
+
+
 def test_an_interrupt_returns_the_history_so_far(images):
     model = bnlib.lenet()
 
@@ -193,6 +236,20 @@ def test_evaluation_uses_running_statistics_and_leaves_mode_and_model_as_they_we
     model.eval()
     expected = (model(images.test_images).argmax(1) == images.test_labels).float().mean().item()
     assert share == pytest.approx(expected)
+
+
+def test_what_fails_leaves_modes_and_statistics_as_they_were(images):
+    model = bnlib.lenet().train()
+    before = copy.deepcopy(model.state_dict())
+    small = dataclasses.replace(
+        images, test_images=images.test_images[..., :20], train_images=images.train_images[..., :20]
+    )
+    for function in (bnlib.evaluate, bnlib.reestimate_statistics):
+        with pytest.raises(RuntimeError):
+            function(model, small)
+        assert all(module.training for module in model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model[1].momentum == 0.1
 
 
 @pytest.mark.parametrize("norm", ["scratch", "torch"])
