@@ -1,6 +1,9 @@
 """Batch normalization layers: what the pure functions need to remember, and when they use it.
 
-Drop-in for `torch.nn.BatchNorm1d/2d/3d`: same constructor, buffers, `state_dict` keys, errors and numbers.
+Drop-in for `torch.nn.BatchNorm1d/2d/3d`: same constructor, buffers, `state_dict` keys, errors and numbers. They do not
+inherit from torch's, so what looks for those passes them by: in place of `torch.optim.swa_utils.update_bn` take
+`reestimate_statistics`, of `SyncBatchNorm.convert_sync_batchnorm` take `bnlib.distributed.shared`. `torch.jit.script`
+and `torch.fx` cannot read them; `torch.jit.trace`, `torch.export` and `torch.compile` can.
 """
 
 from typing import ClassVar
