@@ -82,7 +82,7 @@ class Normalise(torch.autograd.Function):
         d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale
         d_bias = total(dy, channels)
         if ctx.given:
-            dx = dy * spread(gain, x)
+            dx = torch.mul(dy, spread(gain, x), out=None if plain else dx)
         else:
             share = gain / -n
             slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)

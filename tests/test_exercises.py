@@ -450,6 +450,7 @@ NETWORKS = {
         bnlib.lenet,
         partial(bnlib.lenet, "torch"),
         lambda: network().eval(),
+        lambda: network(norm2d=lambda n: nn.LazyBatchNorm2d()),
         lambda: network(norm2d=Unnamed),
     ],
     "batch norm missing": [partial(bnlib.lenet, "none"), lambda: network(norm1d=lambda n: nn.Identity())],

@@ -10,6 +10,7 @@ from itertools import combinations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from .answers import NOTHING, SHAPE, TYPE, describe
 from .base import ENDLESS, NO_GRADIENT, RAISES, UNKNOWN, Bend, Unanswered, judged, located, together
@@ -199,15 +200,15 @@ class Lenet:
         if not isinstance(model, nn.Module):
             cause = f"lenet_with_bn() returns {describe(model)}; expected an nn.Module"
             return [Mistake(NOTHING if model is None else TYPE, cause)], {}
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        before = {name: buffer.clone() for name, buffer in model.named_buffers() if not is_lazy(buffer)}
         calls, y, trouble = traced(guard, model.train())
         evidence = dict(
             example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(listing(calls),), shown="layers"
         )
         unreached = [] if trouble else no_gradient(guard, calls, y)
-        with torch.no_grad():  # what a tensor starts at may be all that says what it is for
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before.get(name, buffer))
+        for name, start in before.items():  # what a tensor starts at may be all that says what it is for
+            *owners, last = name.split(".")
+            setattr(model.get_submodule(".".join(owners)), last, start)
         found = structure(calls)
         if trouble:
             if trouble.kind == "unanswered":
