@@ -33,6 +33,7 @@ NAMES = {
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
 FLAT = "return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
+SPREAD = "return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat"
 ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
@@ -43,6 +44,8 @@ EQUIVALENT = {  # (mutant, its line) -> why it may live
         "the same numbers, by the slower way"
     ),
     ("2 becomes 3", FLAT): "three axes are left as they are",
+    ("t.dim() > 2 with GtE", FLAT): "(M, P) as (M, P, 1): the same numbers, by the slower way",
+    ("1 becomes 2", SPREAD): "the vector itself, by the slower way",
     ("1 becomes 2", ROW): "a column of pixels and their channels in place of a row",
 }
 
