@@ -226,7 +226,7 @@ class ExplorerView:
         """Return whether both caption and picture become others than those of `state`."""
         return wait_until(lambda: all(now != then for now, then in zip(self.state(), state, strict=True)), seconds)
 
-    def comes_to_rest(self, seconds=5):
+    def comes_to_rest(self, seconds=20):
         """Return whether, within `seconds`, a second passes in which it does not change: what was under way arrives."""
         return wait_until(lambda: not self.leaves(self.state(), seconds=1), seconds)
 

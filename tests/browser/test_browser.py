@@ -107,6 +107,7 @@ def test_play_plays_until_it_is_paused(notebook):
                 assert view.leaves(view.state()), f"{call}: it stands still"
             button.click()
             assert view.comes_to_rest(), f"{call}: it plays on"
+            assert view.share(0) < 1, f"{call}: it played to the end"
 
 
 @pytest.mark.parametrize("notebook", ["05_lenet_gpu"], indirect=True, scope="module")
