@@ -102,6 +102,8 @@ def test_every_choice_and_button_does_what_bnlib_computes(notebook):
 def test_play_plays_until_it_is_paused(notebook):
     for view, call, _ in explorers(notebook):
         for button in view.play_buttons():
+            view.button("Reset").click()  # slowly enough to be paused before the end
+            assert view.comes_to_rest()
             button.click()
             for _ in range(3):
                 assert view.leaves(view.state()), f"{call}: it stands still"
