@@ -405,7 +405,8 @@ def behaviour(guard, model, layers, norms):
         for follow in norms[:4]:
             values, names = None, {}
             for norm in follow:
-                names = {role_of(part): part.name for part in parts(norm).values()}  # by name, or as it starts
+                kept_in = parts(norm)
+                names = {role_of(part): part.name for part in kept_in.values()}  # by name, or as it starts
                 values = dict(weight=None, bias=None, running_mean=None, running_var=None)
                 for key, role, scale, shift in (
                     ("weight", "gamma", 0.8, 0.5),
@@ -414,7 +415,7 @@ def behaviour(guard, model, layers, norms):
                     ("running_var", "running variance", 0.1, 1.0),
                 ):
                     if role in names:
-                        tensor = parts(norm)[names[role]].tensor
+                        tensor = kept_in[names[role]].tensor
                         tensor.copy_(noise(tensor, scale, shift))
                         values[key] = tensor.detach().clone().flatten()
             held.append(values)
