@@ -57,9 +57,10 @@ class LayerB(Layer):
         mean, var = self.running_mean, self.running_var
         if self.training:
             mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+            m, unbiased = self.momentum, var * n / (n - 1)
             with torch.no_grad():
-                self.running_mean.copy_(self.momentum * self.running_mean + (1 - self.momentum) * mean)
-                self.running_var.copy_(self.momentum * self.running_var + (1 - self.momentum) * var * n / (n - 1))
+                self.running_mean.copy_(m * self.running_mean + (1 - m) * mean)
+                self.running_var.copy_(m * self.running_var + (1 - m) * unbiased)
         y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
         return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
 
@@ -155,7 +156,8 @@ class Bug:
 
     def _repr_html_(self):
         names = "".join(f"<li>{escape(name)}</li>" for name in CHOICES)
-        return f"<pre>{escape(self.source)}</pre><p>Layer {self.letter} has one bug. Which?</p><ul>{names}</ul>"
+        code = f'<pre style="white-space: pre; overflow-x: auto">{escape(self.source)}</pre>'  # it scrolls, unbroken
+        return f"{code}<p>Layer {self.letter} has one bug. Which?</p><ul>{names}</ul>"
 
 
 BUGS = {

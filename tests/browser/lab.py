@@ -25,8 +25,9 @@ FLAGS += ["--disable-background-networking", "--disable-component-update"]
 NUMBERED = (
     "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:$/.test(p.innerText))"
 )
-FAILED = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]') !== null"
-KERNEL = "window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status"
+FAILURES = "[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget, .jp-Dialog"  # errors, too
+KERNEL = """path => [...jupyterapp.shell.widgets('main')].find(widget => widget.context?.path === path)
+    ?.sessionContext.session?.kernel?.status"""
 PNG = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
     return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(''));
@@ -93,11 +94,11 @@ def chromium(address):
         browser.close()
 
 
-def wait_until(true, seconds):
-    """Return whether `true()` becomes so within `seconds`."""
+def wait_until(true, seconds, pause=0.02):
+    """Return whether `true()` becomes so within `seconds`, asked every `pause` seconds."""
     end = time.monotonic() + seconds
     while not (now := true()) and time.monotonic() < end:
-        time.sleep(0.02)
+        time.sleep(pause)
     return now
 
 
@@ -116,22 +117,29 @@ class Notebook:
     def __init__(self, page, name):
         self.page = page
         self.name = name
-        page.evaluate(
-            "async path => { await jupyterapp.commands.execute('docmanager:open', {path}) }", f"notebooks/{name}.ipynb"
-        )
-        page.wait_for_function(f"{KERNEL} === 'idle'")  # cells run before that are forgotten
+        self._path = f"notebooks/{name}.ipynb"
+        page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path}).then(() => {})", self._path)
+        self._wait(self._idle)  # cells run before that are forgotten
 
     def run_all(self, seconds):
         """Choose Run > Run All Cells; return when every code cell has its number or one of them has failed."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        self.page.wait_for_function(f"{FAILED} || ({NUMBERED} && {KERNEL} === 'idle')", timeout=1000 * seconds)
+        self._wait(lambda: self.page.locator(FAILURES).count() or (self.finished() and self._idle()), seconds)
 
     def restart(self):
         """Choose Kernel > Restart Kernel and Clear Outputs."""
         self.page.evaluate("void jupyterapp.commands.execute('kernelmenu:restart-and-clear')")
         self.page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
-        self.page.wait_for_function(f"!{NUMBERED} && {KERNEL} === 'idle'")
+        self._wait(lambda: not self.finished() and self._idle())
+
+    def _idle(self):
+        return self.page.evaluate(KERNEL, self._path) == "idle"
+
+    def _wait(self, true, seconds=20):
+        if not wait_until(true, seconds, pause=0.2):
+            prompts = " ".join(self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts())
+            raise TimeoutError(f"{self.name} after {seconds} s: {prompts} idle: {self._idle()}, {self.complaints()}")
 
     def finished(self):
         """Return whether every code cell has its number: none was skipped after an error."""
@@ -139,9 +147,7 @@ class Notebook:
 
     def complaints(self):
         """Return the text of every error, warning, broken widget, dialog and notification in sight."""
-        mimes = ", ".join(f"[data-mime-type='application/vnd.jupyter.{kind}']" for kind in ("error", "stderr"))
-        seen = self.page.locator(f"{mimes}, .jupyter-widgets-error-widget, .jp-Dialog, .Toastify__toast")
-        return seen.all_inner_texts()
+        return self.page.locator(f"{FAILURES}, .Toastify__toast").all_inner_texts()
 
     def explorers(self):
         """Return the explorers on the page, in order."""
@@ -158,6 +164,7 @@ class Notebook:
         """Close the notebook and end its kernel."""
         self.page.evaluate("void jupyterapp.commands.execute('notebook:close-and-shutdown')")  # it waits for the answer
         self.page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
+        self._wait(lambda: self.page.evaluate(KERNEL, self._path) is None)
 
 
 class ExplorerView:
