@@ -224,7 +224,7 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
         _check_count(name, number)
     layers = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     momenta = {layer: layer.momentum for layer in layers}
-    before = copy.deepcopy(model.state_dict())
+    before = {layer: copy.deepcopy(layer.state_dict()) for layer in layers}
     device = _device_of(model)
     x = images.train_images
     count = max(len(x) // batch_size, 1)
@@ -237,7 +237,8 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
             for i in range(count if batches is None else min(batches, count)):
                 model(x[i * batch_size : (i + 1) * batch_size].to(device))
     except BaseException:  # interrupted, too
-        model.load_state_dict(before)
+        for layer, state in before.items():
+            layer.load_state_dict(state)
         raise
     finally:
         for layer, momentum in momenta.items():

@@ -139,7 +139,12 @@ def test_the_functions_do_what_torchs_does(x, norm, options, have, float32_param
         return
     noise = amplification(x) if options["training"] else 1.0
     assert_close(y, expected, noise)
-    for a, b in zip(ours[1:3], theirs[1:3], strict=True):
+    statistics = theirs[1:3]
+    if x.dtype.itemsize == 2:  # torch measures the variance from a rounded mean, and is off by the rounding squared
+        exact = [None if tensor is None else tensor.double() for tensor in (x, *made)]
+        F.batch_norm(*exact, **options)
+        statistics = [None if tensor is None else tensor.to(dtype) for tensor in exact[1:3]]
+    for a, b in zip(ours[1:3], statistics, strict=True):
         if a is not None:
             assert_close(a, b, max(1.0, b.abs().max().item()) if b.numel() else 1.0)
     if x.dtype == torch.float64 and x.numel() and x.isfinite().all():
