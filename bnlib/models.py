@@ -82,12 +82,22 @@ def _norm_layers(norm, momentum=0.1):
 
 
 def _seeded(build, seed):
-    """Return what `build` builds, its weights drawn from `seed`, Xavier-uniform, and its biases 0."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    """Return what `build` builds, its weights drawn from `seed`, Xavier-uniform, and its biases 0.
+
+    They are the ones that `torch.manual_seed(seed)`, the constructors and `nn.init.xavier_uniform_` would give, but
+    nothing is drawn from the global random state, in which another thread could be drawing.
+    """
+    with torch.device("meta"):
         model = build()
-        for module in model:
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-    return model
+    model.to_empty(device="cpu")
+    weighted = [module for module in model if isinstance(module, nn.Conv2d | nn.Linear)]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = sum(p.numel() for module in weighted for p in module.parameters())  # by the constructors
+    torch.rand(drawn, generator=generator, device="cpu")
+    for module in model:
+        if module in weighted:
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model.to(torch.get_default_device())

@@ -1,5 +1,7 @@
 """The networks of the lessons."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,34 @@ def test_weights_are_xavier_uniform():
     weight = bnlib.lenet()[9].weight  # (120, 256)
     bound = (6 / (120 + 256)) ** 0.5
     assert 0.99 * bound < weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_those_of_torchs_constructors_and_its_initialization(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        ours = head_teacher("torch", seed=5)
+        torch.manual_seed(5)
+        theirs = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for linear in (theirs[0], theirs[3]):
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    for name, tensor in theirs.state_dict().items():
+        assert tensor.dtype == ours.state_dict()[name].dtype
+        assert torch.equal(tensor, ours.state_dict()[name])
+
+
+def test_networks_built_in_threads_have_the_weights_of_their_seeds():
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda seed: bnlib.lenet(seed=seed)[9].weight, range(64)))
+    assert all(torch.equal(weight, bnlib.lenet(seed=seed)[9].weight) for seed, weight in enumerate(together))
+
+
+def test_a_network_is_built_on_the_default_device():
+    with torch.device("meta"):
+        assert {tensor.device.type for tensor in bnlib.lenet().state_dict().values()} == {"meta"}
 
 
 def test_building_a_network_leaves_the_global_random_state_alone():
