@@ -16,13 +16,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import bnlib
-from bnlib.exercises import EXERCISES, Verdict, bugs, check, guard
-from bnlib.exercises.base import FunctionExercise, compatible, together
-from bnlib.exercises.verdict import LESSONS, READ
+from bnlib.exercises import EXERCISES, Verdict, bugs, check
+from bnlib.exercises.judge import Exercise, guard
+from bnlib.exercises.judge.truth import compatible, together
+from bnlib.exercises.reading import LESSONS, READ
 
 HERE = Path(__file__).parent
 NAMESPACE = {"torch": torch, "nn": nn, "F": F, "np": np, "bnlib": bnlib}
-FUNCTIONS = [exercise for exercise in EXERCISES.values() if isinstance(exercise, FunctionExercise)]
+FUNCTIONS = [exercise for exercise in EXERCISES.values() if isinstance(exercise, Exercise)]
 
 
 def typed(signature, body):
@@ -47,7 +48,7 @@ ATTEMPTS = list(attempts())
 def names(exercise, attempt):
     """Return the names of the mistakes that an attempt is told, "right" or "not answered yet"."""
     verdict = check(exercise, attempt)
-    assert verdict.read is None or verdict.read[0] <= EXERCISES[exercise].lesson, "it points to a lesson still to come"
+    assert verdict.read is None or verdict.read.lesson <= EXERCISES[exercise].place.lesson, "it points to a lesson still to come"
     if not verdict.answered:
         return {"not answered yet"}
     return {"right"} if verdict.ok else set(verdict.mistakes)
@@ -614,7 +615,7 @@ def test_a_check_in_inference_mode_leaves_later_ones_as_they_are():
     def standardize(scores):
         return (scores - scores.mean(0)) / (scores.var(0, correction=0) + 1e-5).sqrt()
 
-    EXERCISES["standardize"]._computed.clear()
+    EXERCISES["standardize"].computed.clear()
     with torch.inference_mode():
         assert check("standardize", standardize).ok
         assert check("layer", nn.BatchNorm2d).ok
@@ -690,7 +691,7 @@ def test_an_unknown_name_is_refused_with_a_guess():
 
 
 def test_what_a_verdict_tells_to_read_is_there():
-    own = {(exercise.lesson, exercise.section) for exercise in EXERCISES.values()}
+    own = {tuple(exercise.place) for exercise in EXERCISES.values()}
     for lesson, section in own | {(lesson, section) for _, lesson, section in READ}:
         cells = json.loads((HERE.parent / "notebooks" / f"{LESSONS[lesson]}.ipynb").read_text(encoding="utf-8"))[
             "cells"
@@ -726,6 +727,6 @@ def test_stored_solutions_are_right(lesson, line, code):
 
 def test_every_exercise_stands_in_its_lesson_with_a_solution():
     for exercise in EXERCISES.values():
-        page = next((HERE.parent / "notebooks").glob(f"0{exercise.lesson}_*.ipynb"))
+        page = next((HERE.parent / "notebooks").glob(f"0{exercise.place.lesson}_*.ipynb"))
         found = [line for lesson, line, _ in SOLUTIONS if lesson == page.stem]
         assert any(line.startswith(f'bnlib.check("{exercise.name}"') for line in found), exercise.name

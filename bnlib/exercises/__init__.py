@@ -22,13 +22,13 @@ import torch
 
 from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
-from .guard import global_state_kept
-from .layer import LAYER
+from .judge import Exercise, Verdict
+from .judge.guard import global_state_kept
+from .layer.examination import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
 from .statistics import CHANNEL_STATS, RUNNING_STATS
-from .verdict import Verdict
 
 __all__ = ["EXERCISES", "Verdict", "bugs", "check"]
 
@@ -79,7 +79,7 @@ class Overview:
     def _rows(self):
         for exercise in self.exercises:
             state = "✓ solved" if exercise.name in self.solved else "· open"
-            yield f"lesson {exercise.lesson:02d}", exercise.name, state, exercise.signature, exercise.asks
+            yield f"lesson {exercise.place.lesson:02d}", exercise.name, state, exercise.signature, exercise.asks
 
     def __repr__(self):
         if len(self.exercises) == 1:

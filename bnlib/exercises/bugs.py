@@ -12,12 +12,13 @@ from html import escape
 import torch
 from torch import nn
 
-from .answers import describe
-from .base import refused, unanswered
-from .catalogue import Mistake
-from .layer import ATTRIBUTES, LAYER, MODE
-from .modes import EVALUATION, TRAINING, UPDATE
-from .verdict import Verdict
+from .judge import Mistake, Verdict
+from .judge.answers import describe
+from .judge.verdict import refused, unanswered
+from .layer.examination import LAYER
+from .layer.mistakes import ATTRIBUTES, MODE
+from .layer.modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE
+from .reading import Place
 
 CHANNEL = (1, -1, 1, 1)
 
@@ -177,8 +178,7 @@ class SpotTheBug:
     """The exercise: `judge(answers)` takes {letter: name of the bug} for some or all of the layers."""
 
     name = "spot_the_bug"
-    lesson = 3
-    section = "Spot the bug"
+    place = Place(3, "Spot the bug")
     signature = 'spot_the_bug = {"A": "name of the bug", ...}'
     asks = (
         "Each of the layers A to F has one bug: give its name, as a dict from letter to name; "
@@ -223,7 +223,7 @@ class SpotTheBug:
         if answer is None or answer is ... or not str(answer).strip():
             return None, "not answered yet"
         names = meant(str(answer))
-        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, MODE, ATTRIBUTES)
+        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS, MODE, ATTRIBUTES)
         cause = {mistake.name: mistake.cause for mistake in known}
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {cause[bug.answer]}"

@@ -3,6 +3,13 @@
 import torch
 
 
+def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
+    """Return noise of shape (N, C, *) whose channels c have different means, mean + c · scale, and spreads."""
+    channel = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (noise * scale * (channel + 2) / 2 + mean + channel * scale).to(dtype)
+
+
 def average(values, dims, by="n"):
     """Return the sum over `dims`, axes kept, divided by n, or by what was mistaken for n."""
     n = values.numel() / max(values.sum(dims).numel(), 1)
@@ -12,9 +19,77 @@ def average(values, dims, by="n"):
         "N": values.shape[0],
         "H·W": n / values.shape[0],
         "n - N": n - values.shape[0],
+        "n - H·W": n - n / values.shape[0],
         "1": 1,
     }[by]
     return values.sum(dims, keepdim=True) / divisor
+
+
+def statistics(
+    x,
+    *,
+    over=None,
+    mean_over=None,
+    var_over=None,
+    around="own mean",
+    mean_by="n",
+    var_by="n",
+    parts="",
+    sample="all",
+    spread="root",
+    carried="",
+    kept="all channels",
+):
+    """Return the axes of mean and variance of x (N, C, *), and both, axes kept, bent by the knobs.
+
+    over, mean_over, var_over  axes of the averages, of one of them
+    around    what the variance is measured around
+    mean_by, var_by  what the sums are divided by
+    parts     of what the variance is put together: each image's own, the spread of the images' means
+    sample    which images the statistics are taken from
+    spread    what stands for the standard deviation: a range, an absolute deviation
+    carried   sums that are not set back to 0 for the next channel
+    kept      whose statistics every channel gets
+    """
+    every = tuple(d for d in range(x.dim()) if d != 1)
+    mean_dims, var_dims = mean_over or over or every, var_over or over or every
+    given = {"all": x, "first image": x[:1], "last image": x[-1:]}[sample]
+
+    def carry(statistic, name):
+        if name in carried:
+            statistic = statistic.cumsum(1)
+        return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
+
+    mean = carry(average(given, mean_dims, mean_by), "mean")
+    middle = {
+        "own mean": lambda: mean if mean_dims == var_dims else average(given, var_dims),
+        "true mean": lambda: average(given, var_dims),
+        "the other mean": lambda: mean,
+        "zero": lambda: torch.zeros_like(mean),
+        "image's mean": lambda: average(given, every[1:] or every),
+        "pixel's mean": lambda: average(given, (0,)),
+        "median": lambda: median(given, mean_dims),
+    }[around]()
+    deviation = given - middle
+    if parts:
+        var = of_images(given, every[1:] or every, parts)
+    elif spread == "absolute":
+        var = average(deviation.abs(), var_dims, var_by) ** 2
+    elif spread == "range":
+        var = (given.amax(var_dims, keepdim=True) - given.amin(var_dims, keepdim=True)) ** 2
+    else:
+        var = average(deviation**2, var_dims, var_by)
+    return mean_dims, var_dims, mean, carry(var, "var")
+
+
+def of_images(x, dims, parts):
+    """Return a variance of x (N, C, *) put together from each image's own mean and variance over `dims`."""
+    mean, inner = average(x, dims), "n - 1" if "÷ (m − 1)" in parts else "n"
+    within = average((x - mean) ** 2, dims, inner)
+    between = average((mean - average(mean, (0,))) ** 2, (0,), "n - 1" if "÷ (N − 1)" in parts else "n")
+    if parts.startswith("between"):
+        return between
+    return average(within.sqrt(), (0,)) ** 2 if parts.startswith("roots") else average(within, (0,)) + between
 
 
 def normalise(
@@ -24,15 +99,7 @@ def normalise(
     beta=None,
     *,
     over=None,
-    mean_over=None,
-    var_over=None,
-    around="own mean",
     laid="keepdim",
-    sample="all",
-    mean_by="n",
-    var_by="n",
-    carried="",
-    kept="all channels",
     centre="minus mean",
     spread="root",
     place="inside",
@@ -41,71 +108,41 @@ def normalise(
     gamma_along=1,
     beta_along=1,
     detached="",
+    **knobs,
 ):
-    """Return BN of x (N, C, *), its terms bent by the knobs.
+    """Return BN of x (N, C, *), its terms bent by the knobs: those of `statistics`, and
 
-    over, mean_over, var_over  axes of the averages, of one of them; or a way of rearranging x first
-    around    what the variance is measured around
+    over      may also be a way of rearranging x first, or of dividing the batch
     laid      "last" for statistics without their averaged axes, which broadcasting lays along the last ones
-    sample    which images the statistics are taken from
-    mean_by, var_by  what the sums are divided by
-    carried   sums that are not set back to 0 for the next channel
-    kept      whose statistics every channel gets
     centre, spread, place, fixed  what is subtracted, what it is divided by, where ε stands, the ε that is always used
     order, gamma_along, beta_along  what γ and β do, and the axis they lie along
     detached  which terms the gradient does not pass
     """
+    affine = dict(order=order, gamma_along=gamma_along, beta_along=beta_along, detached=detached)
+    if order == "before":
+        x, affine["order"] = scaled(x, gamma, beta, **affine | {"order": "γ then β"}), "neither"
     if isinstance(over, str):
-        return rearranged(
-            x, eps, gamma, beta, over, order=order, var_by=var_by, place=place, fixed=fixed, detached=detached
-        )
-    every = tuple(d for d in range(x.dim()) if d != 1)
-    mean_dims, var_dims = mean_over or over or every, var_over or over or every
+        knobs |= dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
+        return rearranged(x, eps, gamma, beta, over, knobs, affine)
     eps = eps if fixed is None else fixed
     if "x" in detached:
         x = x.detach()
-    given = {"all": x, "first image": x[:1], "last image": x[-1:]}[sample]
-
-    def carry(statistic, name):
-        if name in carried:
-            statistic = statistic.cumsum(1)
-        return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
-
-    mean = carry(average(given, mean_dims, mean_by), "mean")
-    own = mean if mean_dims == var_dims else average(given, var_dims)
-    middle = {
-        "own mean": own,
-        "true mean": average(given, var_dims),
-        "the other mean": mean,
-        "zero": torch.zeros_like(mean),
-        "image's mean": average(given, every[1:] or every),
-        "median": median(given, mean_dims) if around == "median" else None,
-    }[around]
-    deviation = given - middle
-    if spread == "absolute":
-        var = average(deviation.abs(), var_dims, var_by) ** 2
-    elif spread == "range":
-        var = (given.amax(var_dims, keepdim=True) - given.amin(var_dims, keepdim=True)) ** 2
-    else:
-        var = carry(average(deviation**2, var_dims, var_by), "var")
+    mean_dims, var_dims, mean, var = statistics(x, over=over, spread=spread, **knobs)
     if laid != "keepdim":
         mean, var = mean.squeeze(mean_dims), var.squeeze(var_dims)
     if "mean" in detached:
         mean = mean.detach()
     if "var" in detached:
         var = var.detach()
-    if centre == "minus mean":
-        y = x - mean
-    elif centre == "minus median":
-        y = x - median(given, mean_dims)
-    elif centre == "minus smallest":
-        y = x - given.amin(mean_dims, keepdim=True)
-    elif centre == "plus mean":
-        y = x + mean
-    elif centre == "mean minus x":
-        y = mean - x
-    else:
-        y = x
+    y = {
+        "minus mean": lambda: x - mean,
+        "minus median": lambda: x - median(x, mean_dims),
+        "minus smallest": lambda: x - x.amin(mean_dims, keepdim=True),
+        "plus mean": lambda: x + mean,
+        "mean minus x": lambda: mean - x,
+        "mean after division": lambda: x,
+        "none": lambda: x,
+    }[centre]()
     if place == "numerator":
         y, eps = y + eps, 0.0
     y = divided(y, var, eps, spread, place)
@@ -113,20 +150,27 @@ def normalise(
         y = y - mean
     if place == "after":
         y = y + eps
-    return scaled(y, gamma, beta, order, gamma_along, beta_along, detached)
+    return scaled(y, gamma, beta, **affine)
 
 
-def rearranged(x, eps, gamma, beta, how, **knobs):
-    """Return BN of x in another layout: two groups of channels an image, or rows that `reshape` cuts."""
+def rearranged(x, eps, gamma, beta, how, knobs, affine):
+    """Return BN of x in another layout, or of a divided batch: what `how` says."""
     n, c = x.shape[:2]
+    if how == "halves":
+        parts = x.chunk(2) if n % 2 == 0 else (x,)
+        return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
-        affine = {name: knobs.pop(name) for name in ("order", "detached")}
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
-        return scaled(y, gamma, beta, gamma_along=1, beta_along=1, **affine)
-    if how == "reshape(-1, C)":
-        return normalise(x.reshape(-1, c), eps, gamma, beta, **knobs).reshape(x.shape)
-    return normalise(x.reshape(c, -1).T, eps, gamma, beta, **knobs).T.reshape(x.shape)
+        return scaled(y, gamma, beta, **affine)
+    into, back = {
+        "reshape(-1, C)": (lambda: x.reshape(-1, c), lambda y: y),
+        "reshape(C, -1)": (lambda: x.reshape(c, -1).T, lambda y: y.T),
+        "rows, reshaped back": (lambda: x.movedim(1, -1).reshape(-1, c), lambda y: y),
+        "(C, -1), reshaped back": (lambda: x.transpose(0, 1).reshape(c, -1).T, lambda y: y.T),
+    }[how]
+    affine |= {"gamma_along": 1, "beta_along": 1}
+    return back(normalise(into(), eps, gamma, beta, **knobs, **affine)).reshape(x.shape)
 
 
 def median(values, dims):
@@ -139,8 +183,9 @@ def divided(y, var, eps, spread, place):
     """Return y divided by √(var + ε), bent by the knobs `spread` and `place`."""
     if spread == "nothing":
         return y
-    if spread == "variance":
-        return y / {"missing": var, "clamped": var.clamp_min(eps)}.get(place, var + eps)
+    if spread in ("variance", "squared variance"):
+        var = {"missing": var, "clamped": var.clamp_min(eps)}.get(place, var + eps)
+        return y / (var if spread == "variance" else var**2)
     var = var.sqrt() if spread == "double root" else var
     below = {
         "inside": (var + eps).sqrt(),
@@ -153,6 +198,7 @@ def divided(y, var, eps, spread, place):
         "root clamped": var.sqrt().clamp_min(eps),
         "squared": (var + eps**2).sqrt(),
         "subtracted": (var - eps).sqrt(),
+        "subtracted outside": var.sqrt() - eps,
     }[place]
     return y * below if spread == "multiplied" else y / below
 

@@ -12,11 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .answers import NOTHING, SHAPE, TYPE, describe
-from .base import ENDLESS, NO_GRADIENT, RAISES, UNKNOWN, Bend, Unanswered, judged, located, together
-from .catalogue import Mistake
-from .guard import holds_dots
-from .parts import parts, role_of
+from .judge import Bend, Mistake
+from .judge.answers import NOTHING, SHAPE, TYPE, describe
+from .judge.diagnosis import ENDLESS, NO_GRADIENT, RAISES, UNKNOWN, Unanswered
+from .judge.guard import holds_dots
+from .judge.truth import together
+from .judge.verdict import judged
+from .layer.parts import parts, role_of
+from .reading import Place
 
 LAYERS = {
     "the first convolution": (1, 6),
@@ -180,8 +183,7 @@ class Lenet:
     """The exercise: `judge(attempt)` takes a function that returns an nn.Module."""
 
     name = "lenet_with_bn"
-    lesson = 5
-    section = "The network"
+    place = Place(5, "The network")
     signature = "lenet_with_bn() -> nn.Module for images (B, 1, 28, 28)"
     asks = "Return the network of the lesson's table, with a batch norm between each layer and its sigmoid."
 
@@ -196,7 +198,7 @@ class Lenet:
         if holds_dots(model) or (trouble and trouble.kind == "unanswered"):
             raise Unanswered
         if trouble:
-            return [Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble))], {}
+            return [Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, trouble.located)], {}
         if not isinstance(model, nn.Module):
             cause = f"lenet_with_bn() returns {describe(model)}; expected an nn.Module"
             return [Mistake(NOTHING if model is None else TYPE, cause)], {}
@@ -260,7 +262,7 @@ def stumbled(trouble, calls):
         cause = f"{trouble.text.removeprefix('ValueError: ')}: {needs}"
         return Mistake("batch norm for another number of axes", cause)
     last = f"; the last layer reached is {calls[-1][0]}" if calls else ""
-    return Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + last)
+    return Mistake(ENDLESS if trouble.kind == "stopped" else RAISES, trouble.located + last)
 
 
 def listing(calls):
@@ -425,7 +427,7 @@ def behaviour(guard, model, layers, norms):
     for training in (False, True):  # training last: it moves the running statistics
         calls, y, trouble = traced(guard, model.train(training))
         if trouble:
-            return [Mistake(RAISES, located(trouble) + ("" if training else ", in eval()"))]
+            return [Mistake(RAISES, trouble.located + ("" if training else ", in eval()"))]
         seen[training] = calls, y.detach()
 
     def run(training, **knobs):

@@ -5,7 +5,7 @@ Common ones first; the first three are also tried in triples.
 
 from itertools import combinations
 
-from .catalogue import Mistake, rarely
+from .judge import Mistake, rarely
 
 UNBIASED = Mistake(
     "unbiased variance",
@@ -20,8 +20,9 @@ EPSILON = (
 SPREAD = (
     Mistake("divided by the variance", "a root is missing: divide by √(var + ε), not by var + ε", spread="variance"),
     Mistake("root taken twice", "`std` is the root of the variance already, and is rooted again", spread="double root"),
-    Mistake("not divided", "the mean is taken off, but the division by √(var + ε) is missing", spread="nothing"),
+    Mistake("not divided", "the division by √(var + ε) is missing", spread="nothing"),
     *rarely(
+        Mistake("divided by the squared variance", "divide by √(var + ε), not by (var + ε)²", spread="squared variance"),
         Mistake("multiplied by the standard deviation", "divide by √(var + ε), do not multiply", spread="multiplied"),
         Mistake(
             "mean absolute deviation",
@@ -45,12 +46,23 @@ SPREAD = (
         Mistake("epsilon as a lower bound", "the variance is clamped at ε; BN adds ε, √(var + ε)", place="clamped"),
         Mistake("epsilon as a lower bound", "the root is clamped at ε; BN adds ε, √(var + ε)", place="root clamped"),
         Mistake("epsilon squared", "ε² is added to the variance; it is ε, √(var + ε)", place="squared"),
-        Mistake("epsilon subtracted", "ε is taken off the variance; it is added, √(var + ε)", place="subtracted"),
+        Mistake(
+            "epsilon subtracted",
+            "ε is taken off the variance, or its root; it is added, √(var + ε)",
+            also=[dict(place=place) for place in ("subtracted", "subtracted outside")],
+        ),
         Mistake("epsilon in the numerator", "ε is added to x − mean; it belongs in √(var + ε)", place="numerator"),
     ),
 )
 EPSILON_AFTER = rarely(
     Mistake("epsilon after the division", "ε is added to the quotient; it belongs in √(var + ε)", place="after")
+)
+UNCHANGED = Mistake(
+    "unchanged",
+    "x comes back as it was, neither centred nor divided: is the result thrown away, or x returned?",
+    centre="none",
+    spread="nothing",
+    order="neither",
 )
 CENTRE = (
     Mistake("not centred", "the mean is not subtracted: the numerator is x, expected x − mean", centre="none"),
@@ -88,9 +100,7 @@ CENTRE = (
         ),
     ),
 )
-CUT = (
-    "the values are right, but the gradient does not pass through the {} (`detach`, `no_grad`, `.item()`, `float`): {}"
-)
+CUT = "the gradient does not pass through the {} (`detach`, `no_grad`, `.item()`, `float`): {}"
 DETACHED = (
     Mistake("mean detached from the gradient", CUT.format("mean", "it depends on x as well"), detached=("mean",)),
     Mistake(
@@ -103,7 +113,7 @@ DETACHED = (
     ),
     Mistake(
         "input detached from the gradient",
-        "the values are right, but no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)",
+        "no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)",
         detached=("x",),
     ),
 )
@@ -160,6 +170,44 @@ def axes_mistakes(letters, known, wanted):
     return (*both[: len(known)], *rarely(*both[len(known) :], *alone))
 
 
+
+
+def of_parts(image, pixel, m):
+    """Return the entries of a variance put together from each image's own, in an exercise's words for the two.
+
+    m: how many values of a channel an image has.
+    """
+    lost = f"so what the {image}s' means differ by is lost"
+    return rarely(
+        Mistake(
+            f"average of the {image}s' variances",
+            f"each {image}'s own variance is taken and then averaged, {lost}",
+            also=[dict(around="image's mean"), *(dict(around="image's mean", var_by=by) for by in ("n", "n - N"))],
+        ),
+        Mistake(
+            f"average of the {image}s' standard deviations",
+            f"each {image}'s own standard deviation is taken and then averaged, {lost}",
+            also=[dict(parts="roots"), dict(parts="roots ÷ (m − 1)")],
+        ),
+        Mistake(
+            f"variance of the {image}s' means",
+            f"the variance is that of the {image}s' means alone; take it over all values, not over their averages",
+            also=[dict(parts="between"), dict(parts="between ÷ (N − 1)")],
+        ),
+        Mistake(
+            f"unbiased variance within each {image}",
+            f"within each {image} the squares are divided by {m} − 1, and the spread of the {image}s' means is added; "
+            "divide the sum of all squares by n",
+            parts="within ÷ (m − 1), between",
+        ),
+        Mistake(
+            f"average of the {pixel}s' variances",
+            f"each {pixel}'s variance over N is taken and then averaged, so what the {pixel}s' means differ by is lost",
+            also=[dict(around="pixel's mean"), *(dict(around="pixel's mean", var_by=by) for by in ("n", "n - H·W"))],
+        ),
+    )
+
+
 STUDENTS = "all students of one subject share them: average over N, dim=0"
 PIXELS = "all values of one channel share them: average over N, H and W, dim=(0, 2, 3)"
 ROWS = (
@@ -182,34 +230,53 @@ IMAGES = (
         "axis first, x.permute(0, 2, 3, 1)",
         also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
     ),
+    Mistake(
+        "permuted in, reshaped out",
+        "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they are "
+        "mixed: undo the permute",
+        also=[dict(over="rows, reshaped back"), dict(over="(C, -1), reshaped back")],
+    ),
     *rarely(
         Mistake(WRONG_AXES, f"both are taken over groups of channels, as group norm does; {PIXELS}", over="groups"),
         Mistake(
-            "average of the images' variances",
-            "each image's own variance is taken and then averaged, so what the images' means differ by is lost",
-            also=[dict(around="image's mean", var_by=by) for by in ("n", "n - N")],
+            "each half of the batch for itself",
+            f"a batch of an even number of images is cut into two halves, each with statistics of its own; {PIXELS}",
+            over="halves",
         ),
     ),
+    *of_parts("image", "pixel", "H·W"),
 )
 
 # ---- ε, when it is an argument and when it is not
 
-
-def epsilons(name, cause, values):
-    """Return an entry for each wrong value of ε."""
-    first, *others = (Mistake(name, cause.format(f"{value:g}"), fixed=value) for value in values)
-    return first, *rarely(*others)
-
-
-FIXED = epsilons("epsilon fixed", "ε is always {}, whatever is passed: use `eps`", (1e-5, 1e-3, 1e-8, 1e-6, 1e-12))
-OTHER = epsilons(
-    "another epsilon", "ε is {}; asked for is 1e-5", (1e-8, 1e-3, 1e-6, 1e-12, 1e-4, 1e-7, 1e-2, 1e-1, 1.0)
+FIXED = Mistake(
+    "epsilon fixed",
+    "ε is always {fixed:g}, whatever is passed: use `eps`",
+    also=[dict(fixed=1e-5), dict(fixed=1e-8), dict(fixed=1e-3)],
+    free="fixed",
+)
+OTHER = Mistake(
+    "another epsilon",
+    "ε is {fixed:g}; asked for is 1e-5",
+    also=[dict(fixed=1e-8), dict(fixed=1e-3)],
+    free="fixed",
 )
 
 # ---- γ and β
 
 FORMULA = "y = x̂ · γ + β"
 AFFINE = (
+    Mistake(
+        "not normalised",
+        f"x is neither centred nor divided before γ and β are applied; {FORMULA}",
+        centre="none",
+        spread="nothing",
+    ),
+    Mistake(
+        "gamma and beta before the normalization",
+        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
+        order="before",
+    ),
     Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
     Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
     Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
@@ -253,7 +320,7 @@ AFFINE = (
         ),
         Mistake(
             "output detached from the gradient",
-            "the values are right, but no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
+            "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
             detached=("x", "gamma", "beta"),
         ),
     ),
@@ -301,5 +368,5 @@ LOOPS = rarely(
     Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", var_by="H·W"),
 )
 
-OF_GRADES = (UNBIASED, *EPSILON, *SPREAD, *ROWS, *CENTRE, *DETACHED, *OTHER, SQUARES)
-OF_IMAGES = (UNBIASED, *EPSILON, *SPREAD, *IMAGES, *CENTRE, *DETACHED, *EPSILON_AFTER, *LOOPS, SQUARES)
+OF_GRADES = (UNBIASED, *EPSILON, *SPREAD, UNCHANGED, *ROWS, *CENTRE, *DETACHED, SQUARES)
+OF_IMAGES = (UNBIASED, *EPSILON, *SPREAD, UNCHANGED, *IMAGES, *CENTRE, *DETACHED, *EPSILON_AFTER, *LOOPS, SQUARES)

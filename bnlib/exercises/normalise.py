@@ -6,10 +6,10 @@ from itertools import combinations
 import torch
 from hypothesis import strategies as st
 
-from .base import FunctionExercise
-from .catalogue import Case, batch, one_of
-from .formula import normalise
-from .mistakes import AFFINE, FIXED, OF_GRADES, OF_IMAGES
+from .formula import batch, normalise
+from .judge import Case, Exercise, one_of
+from .mistakes import AFFINE, FIXED, OF_GRADES, OF_IMAGES, OTHER
+from .reading import Place
 
 # ---- inputs
 
@@ -154,42 +154,39 @@ def fit(x, y, group):
     return slope.flatten(), shift.flatten()
 
 
-STANDARDIZE = FunctionExercise(
+STANDARDIZE = Exercise(
     name="standardize",
-    lesson=1,
-    section="Standardise",
+    place=Place(1, "Standardise"),
     signature="standardize(scores (N, C)) -> (N, C)",
     asks="From each subject's grades subtract their mean, and divide by the root of their biased variance plus ε = "
     "1e-5.",
     formula=lambda scores, **knobs: normalise(scores, **knobs),
-    mistakes=OF_GRADES,
+    mistakes=(*OF_GRADES, OTHER),
     cases=grade_cases(),
     drawn=drawn_grades(),
     tracked=("scores",),
     explain=as_a_line,
 )
-BATCH_NORM_LOOPS = FunctionExercise(
+BATCH_NORM_LOOPS = Exercise(
     name="batch_norm_loops",
-    lesson=3,
-    section="All channels",
+    place=Place(3, "All channels"),
     signature="batch_norm_loops(x (N, C, H, W), eps) -> y (N, C, H, W)",
     asks="Normalise each channel with the mean and the biased variance of its N·H·W numbers, ε inside the root; loops "
     "or not.",
     formula=normalise,
-    mistakes=(*OF_IMAGES, *FIXED),
+    mistakes=(*OF_IMAGES, FIXED),
     cases=image_cases(affine=False),
     drawn=drawn_images(affine=False),
     tracked=("x",),
     explain=as_a_line,
 )
-BATCH_NORM = FunctionExercise(
+BATCH_NORM = Exercise(
     name="batch_norm",
-    lesson=4,
-    section="The loops in one line",
+    place=Place(4, "The loops in one line"),
     signature="batch_norm(x (N, C, H, W), gamma (C,), beta (C,), eps) -> y (N, C, H, W)",
     asks="Normalise each channel with its mean and biased variance, ε inside the root; then multiply by γ and add β.",
     formula=lambda x, gamma, beta, eps, **knobs: normalise(x, eps, gamma, beta, **knobs),
-    mistakes=(*OF_IMAGES, *AFFINE, *FIXED),
+    mistakes=(*OF_IMAGES, *AFFINE, FIXED),
     cases=image_cases(affine=True),
     drawn=drawn_images(affine=True),
     tracked=("x", "gamma", "beta"),

@@ -1,33 +1,23 @@
 """The exercises on a batch's statistics, `channel_stats` and `running_stats`, and their mistakes."""
 
 from functools import cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from .base import FunctionExercise
-from .catalogue import Case, Mistake, batch, one_of, rarely
-from .formula import average
-from .mistakes import AXES_4D, PIXELS, SQUARES, axes_mistakes
+from .formula import batch, statistics
+from .judge import Case, Exercise, Mistake, one_of, rarely
+from .mistakes import AXES_4D, PIXELS, SQUARES, WRONG_AXES, axes_mistakes, of_parts
+from .reading import Place
 
 
-def channel_statistics(
-    x, *, over=None, mean_over=None, var_over=None, around="own mean", mean_by="n", var_by="n", middle="mean"
-):
-    """Return mean and variance (C,) of x (N, C, *), bent by the knobs, which are those of `formula.normalise`."""
-    every = tuple(d for d in range(x.dim()) if d != 1)
-    mean_dims, var_dims = mean_over or over or every, var_over or over or every
-    mean = average(x, mean_dims, mean_by)
-    reference = {
-        "own mean": mean if mean_dims == var_dims else average(x, var_dims),
-        "true mean": average(x, var_dims),
-        "the other mean": mean,
-        "zero": torch.zeros_like(mean),
-        "image's mean": average(x, every[1:]),
-    }[around]
-    var = average((x - reference) ** 2, var_dims, var_by)
-    median = x.movedim(1, 0).flatten(1).median(1).values
-    return median if middle == "median" else mean.squeeze(mean_dims), var.squeeze(var_dims)
+def channel_statistics(x, *, middle="mean", **knobs):
+    """Return mean and variance (C,) of x (N, C, *), bent by the knobs, which are those of `formula.statistics`."""
+    mean_dims, var_dims, mean, var = statistics(x, **knobs)
+    mean = x.movedim(1, 0).flatten(1).median(1).values if middle == "median" else mean.squeeze(mean_dims)
+    return mean, var.squeeze(var_dims)
 
 
 # ---- channel_stats
@@ -67,11 +57,7 @@ MISTAKES = (
         order="var, mean",
     ),
     *axes_mistakes("NCL", AXES_3D, POSITIONS),
-    Mistake(
-        "average of the samples' variances",
-        "each sample's own variance is taken and then averaged, so what the samples' means differ by is lost",
-        also=[dict(around="image's mean", var_by=by) for by in ("n", "n - N")],
-    ),
+    *of_parts("sample", "position", "L"),
     Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake(
         "sum instead of mean",
@@ -120,10 +106,9 @@ def drawn_rows():
 
 
 BY_HAND = torch.arange(12.0).reshape(2, 2, 3)  # lesson 02's example
-CHANNEL_STATS = FunctionExercise(
+CHANNEL_STATS = Exercise(
     name="channel_stats",
-    lesson=2,
-    section="(N, C, L): every position counts",
+    place=Place(2, "(N, C, L): every position counts"),
     signature="channel_stats(x (N, C, L)) -> (mean (C,), biased var (C,))",
     asks="Return each channel's mean and biased variance, over all N·L numbers that share the channel.",
     formula=channel_stats,
@@ -153,10 +138,12 @@ def running_stats(
     *,
     var_by="n - 1",
     factor="",
-    mean_share="new",
-    var_share="new",
+    mean_share=None,
+    var_share=None,
     fixed=None,
     root="",
+    entered="var",
+    laid="last",
     order="mean, var",
     **knobs,
 ):
@@ -164,9 +151,11 @@ def running_stats(
 
     var_by    what the sum of squares is divided by
     factor    what then multiplies it, or the whole running variance
-    mean_share, var_share   how old and new are put together (see `moved`)
+    mean_share, var_share   how old and new are put together
     fixed     the momentum that is always used
     root      of what the root is taken: "batch", "result"
+    entered   what enters the running variance
+    laid      where the channels lie in statistics that have too many axes
     """
     momentum = momentum if fixed is None else fixed
     mean, var = channel_statistics(x, var_by=var_by, **knobs)
@@ -180,8 +169,9 @@ def running_stats(
         "n/(n-2)": n / (n - 2),
     }.get(factor, 1.0)
     var = var * batch_factor
-    new_mean = moved(running_mean, mean, momentum, mean_share)
-    new_var = moved(running_var, var.sqrt() if root == "batch" else var, momentum, var_share)
+    new_mean = moved(running_mean, mean, momentum, mean_share, laid)
+    var = mean if entered == "mean" else var.sqrt() if root == "batch" else var
+    new_var = moved(running_var, var, momentum, var_share, laid)
     if factor == "on all":
         new_var = new_var * n / (n - 1)
     if root == "result":
@@ -189,48 +179,108 @@ def running_stats(
     return (new_mean, new_var) if order == "mean, var" else (new_var, new_mean)
 
 
-def moved(old, new, momentum, share):
-    """Return old and new put together: with the share `momentum` for the new one, or as `share` bends it."""
-    return {
-        "new": (1 - momentum) * old + momentum * new,
-        "old": momentum * old + (1 - momentum) * new,
-        "replaced": new + 0 * old,
-        "kept": old + 0 * new,
-        "added": old + new,
-        "old in full": old + momentum * new,
-        "new in full": (1 - momentum) * old + new,
-        "away": old - momentum * (new - old),
-        "halves": (old + new) / 2,
-        "old dropped": momentum * new + 0 * old,
-        "momentum twice": momentum * (old + new),
-    }[share]
+class Shares(NamedTuple):
+    """The shares of old and new, each a line in the momentum, (a, b) for a + b · momentum."""
+
+    old: tuple
+    new: tuple
+
+    def at(self, momentum):
+        """Return the two shares at a momentum."""
+        return tuple(constant + slope * momentum for constant, slope in self)
+
+    def __str__(self):
+        return f"new = {in_words(*self.old)} · old + {in_words(*self.new)} · batch"
 
 
+def in_words(constant, slope):
+    """Return a share, constant + slope · momentum, as text."""
+    parts = [f"{constant:g}"] * (constant != 0 or slope == 0)
+    if slope:
+        sign = "" if not parts and slope > 0 else "−" if not parts else " + " if slope > 0 else " − "
+        parts.append(sign + "momentum" if abs(slope) == 1 else f"{sign}{abs(slope):g} · momentum")
+    return f"({''.join(parts)})" if len(parts) > 1 else parts[0]
+
+
+ALL, NONE, MOMENTUM, REST, HALF = (1, 0), (0, 0), (0, 1), (1, -1), (0.5, 0)
+RIGHT = Shares(REST, MOMENTUM)
 NEW = "new = (1 − momentum) · old + momentum · batch"
-SHARES = {
-    "old": ("momentum reversed", "momentum is the share of the new value in PyTorch, not of the old one"),
-    "replaced": (
-        "running statistics replaced",
-        "the batch's statistics are stored as they are, instead of averaged in",
-    ),
-    "kept": ("running statistics not updated", "the running statistics stay as they were"),
-    "added": ("running statistics summed", "the batch's statistics are added, and the sums grow without end"),
-    "old in full": ("old share not reduced", "momentum · batch is added, but the old value keeps its full weight"),
-    "new in full": ("new share without momentum", "the old value is reduced, but the batch enters with full weight"),
-    "away": ("step in the wrong direction", "the step goes away from the batch's value"),
-    "halves": ("plain average of old and new", "momentum is not used"),
-    "old dropped": ("old value dropped", "only momentum · batch is left"),
-    "momentum twice": ("both shares are momentum", "the shares of old and new have to add up to 1"),
-}
+SHARES = (
+    ("momentum reversed", "momentum is the share of the new value in PyTorch, not of the old one", Shares(MOMENTUM, REST)),
+    ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", Shares(NONE, ALL)),
+    ("running statistics not updated", "they stay as they were", Shares(ALL, NONE)),
+    ("running statistics summed", "the batch's statistics are added, and the sums grow without end", Shares(ALL, ALL)),
+    ("old share not reduced", "momentum · batch is added, but the old value keeps its full weight", Shares(ALL, MOMENTUM)),
+    ("new share without momentum", "the old value is reduced, but the batch enters with full weight", Shares(REST, ALL)),
+    ("step in the wrong direction", "the step goes away from the batch's value", Shares((1, 1), (0, -1))),
+    ("plain average of old and new", "momentum is not used", Shares(HALF, HALF)),
+    ("old value dropped", "only momentum · batch is left", Shares(NONE, MOMENTUM)),
+    ("both shares are momentum", "the shares of old and new have to add up to 1", Shares(MOMENTUM, MOMENTUM)),
+)
+
+
+def moved(old, new, momentum, shares, laid):
+    """Return old and new put together, with the right shares if none are given."""
+    if laid == "first":  # averaged over too few axes, and the old ones given as many
+        old = old.view(-1, *[1] * (new.dim() - 1))
+    of_old, of_new = (shares or RIGHT).at(momentum)
+    return of_old * old + of_new * new
+
+
+def fitted_shares(k, knob):
+    """Return how to find the shares of old and new in the k-th result, by least squares over the inputs."""
+
+    def fit(solve, answers, knobs, picks, constant=False):
+        if k not in picks or knob in knobs:
+            return None
+        rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers}
+        for case, outputs in answers:
+            old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
+            bent = solve(case, {**knobs, knob: Shares(NONE, ALL)})
+            new = bent[k].double() if bent else received[:0]
+            if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
+                return None
+            momentum = case.arguments.get("momentum", 0.1) if len(momenta) > 1 else 0.0
+            weight = 1 / (old.abs() + new.abs())
+            rows.append(torch.stack([old, momentum * old, new, momentum * new], -1) * weight[:, None])
+            targets.append(received * weight)
+        solution = torch.linalg.lstsq(torch.cat(rows), torch.cat(targets), driver="gelsd").solution
+        a, b, c, d = (round(number, 4) + 0.0 for number in solution.tolist())
+        found = Shares((a, b), (c, d))
+        if constant:
+            return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
+        known = (RIGHT, *(shares for *_, shares in SHARES))
+        named = any(all(np.allclose(found.at(m), shares.at(m)) for m in momenta) for shares in known)
+        return None if named else {knob: found}
+
+    return fit
+
+
+def fitted_momentum(solve, answers, knobs, picks):
+    """Return the momentum that is always used, from either result."""
+    fits = (fitted_shares(k, knob)(solve, answers, knobs, picks, constant=True) for k, (_, knob) in enumerate(KNOBS))
+    return None if "fixed" in knobs else next(filter(None, fits), None)
+
+
+KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
 UPDATES = tuple(
-    Mistake(name, f"{cause}: {NEW}", mean_share=share, var_share=share) for share, (name, cause) in SHARES.items()
+    Mistake(name, f"{cause}: {NEW}", mean_share=shares, var_share=shares)
+    for name, cause, shares in SHARES
 )
 HALF_UPDATES = rarely(
     *(
-        Mistake(f"{name}, in the {statistic}", f"for the running {statistic}: {cause}: {NEW}", **{knob: share})
-        for share, (name, cause) in SHARES.items()
-        for statistic, knob in (("mean", "mean_share"), ("variance", "var_share"))
+        Mistake(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}: {NEW}", **{knob: shares})
+        for name, cause, shares in SHARES
+        for statistic, knob in KNOBS
     )
+)
+OTHER_SHARES = tuple(
+    Mistake(
+        f"shares of old and new, in the {statistic}",
+        f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
+        fit=fitted_shares(k, knob),
+    )
+    for k, (statistic, knob) in enumerate(KNOBS)
 )
 STORED = "what is stored is the unbiased one, ÷ (n − 1) with n = N·H·W"
 RUNNING_MISTAKES = (
@@ -257,8 +307,8 @@ RUNNING_MISTAKES = (
     ),
     Mistake(
         "correction applied twice",
-        f"n / (n − 1) multiplies a variance that is unbiased already; {STORED}",
-        factor="n/(n-1)",
+        f"n / (n − 1), or what was taken for n, multiplies a variance that is unbiased already; {STORED}",
+        also=[dict(factor=factor) for factor in ("n/(n-1)", "N/(N-1)", "HW/(HW-1)")],
     ),
     Mistake(
         "correction applied twice", f"the sum of squares is divided by n − 2; {STORED}", var_by="n", factor="n/(n-2)"
@@ -275,21 +325,23 @@ RUNNING_MISTAKES = (
         var_by="n",
         factor="on all",
     ),
-    *rarely(
-        *(
-            Mistake(
-                "momentum fixed", f"momentum is always {value:g}, whatever is passed: use the argument", fixed=value
-            )
-            for value in (0.1, 0.9, 0.99, 0.01)
-        )
+    Mistake(
+        "momentum fixed",
+        "momentum is always {fixed:g}, whatever is passed: use the argument",
+        also=[dict(fixed=0.1), dict(fixed=0.9)],
+        fit=fitted_momentum,
     ),
+    *OTHER_SHARES,
     *axes_mistakes("NCHW", AXES_4D, PIXELS),
+    Mistake(
+        WRONG_AXES,
+        f"mean and variance are taken over N, dim=0, each pixel for itself, so that the results are (C, H, W); {PIXELS}",
+        over=(0,),
+        laid="first",
+    ),
+    *of_parts("image", "pixel", "H·W"),
     *rarely(
-        Mistake(
-            "average of the images' variances",
-            "each image's own variance is taken and then averaged, so what the images' means differ by is lost",
-            also=[dict(around="image's mean", var_by=by) for by in ("n - 1", "n", "n - N")],
-        ),
+        Mistake("mean in place of the variance", "the batch's mean enters the running variance", entered="mean"),
         Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", around="zero"),
         Mistake(
             "sum instead of mean",
@@ -324,10 +376,9 @@ FIRST = {
     "momentum": 0.25,
 }
 LARGE_MEAN = images(4, 2, 2, 2, 1.0, 4000.0, 0.5, torch.float32, 7).arguments
-RUNNING_STATS = FunctionExercise(
+RUNNING_STATS = Exercise(
     name="running_stats",
-    lesson=3,
-    section="Momentum",
+    place=Place(3, "Momentum"),
     signature="running_stats(x (N, C, H, W), running_mean, running_var, momentum) -> (new_mean (C,), new_var (C,))",
     asks="Return the running mean and variance after this batch, as PyTorch keeps them, in new tensors.",
     formula=running_stats,

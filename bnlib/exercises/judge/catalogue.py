@@ -1,5 +1,6 @@
 """What a catalogue of mistakes and the inputs that show them are made of."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,18 +10,27 @@ from hypothesis import strategies as st
 class Mistake:
     """An entry of a catalogue.
 
-    name, cause  what it is called; in one line, what is wrong and what to look at
+    name, cause  what it is called; in one line, what is wrong and what to look at; {knob} stands for a knob's value
     knobs        keyword arguments that bend the right formula into this mistake; none for a mistake of arithmetic,
                  which shows on ill-conditioned inputs alone
     also         further knobs that come to the same mistake
-    rare         tried together with the catalogue's first three mistakes only, not with every other
+    free         the knob that may hold any number; it is solved for where none of the listed ones fits
+    fit          fit(solve, answers, knobs, picks) -> further knobs, or None: how to find them from what an attempt
+                 returned (`answers`: pairs of a Case and the results whose numbers are `picks`), beside the knobs
+                 found so far; solve(case, knobs) gives the formula's results
+    rare         tried together with few others where it has nothing to go by
     """
 
-    def __init__(self, name, cause, *, also=(), **knobs):
-        self.name = name
-        self.cause = cause
+    def __init__(self, name, cause, *, also=(), free="", fit=None, **knobs):
+        self.name, self.cause, self.free, self.fit = name, cause, free, fit
         self.rare = False
         self.variants = ((knobs,) if knobs else ()) + tuple(also)
+
+    def worded(self, *words, **values):
+        """Return the mistake with words, and values of knobs, put into its cause."""
+        entry = copy.copy(self)
+        entry.cause = self.cause.format(*words, **values)
+        return entry
 
     def __repr__(self):
         return f"Mistake({self.name!r}, {self.cause!r})"
@@ -33,14 +43,22 @@ def rarely(*mistakes):
     return mistakes
 
 
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """One way to make a mistake: the knobs it turns."""
+
+    mistake: Mistake
+    knobs: dict
+
+
 @dataclass(eq=False)
 class Case:
     """An input to try.
 
     arguments  by name, in the order of the call
     trait      in words what is special about it
-    ill        a rounding error of the input moves the answer a lot (a large mean): only good arithmetic survives it
-    smooth     False where a gradient need not exist (a variance of zero)
+    ill        a rounding error of the input moves the answer a lot: only good arithmetic survives it
+    smooth     False where a gradient need not exist
     """
 
     arguments: dict
@@ -55,8 +73,8 @@ class Case:
 
     @property
     def main(self):
-        """The first argument, the batch."""
-        return next(iter(self.arguments.values()))
+        """The first argument that is a tensor."""
+        return next(iter(self.tensors.values()))
 
     def fresh(self, tracked=(), change=torch.clone):
         """Return the arguments anew, tensors through `change`, and the leaves of those whose gradient is tracked."""
@@ -64,13 +82,6 @@ class Case:
         leaves = {name: arguments[name].requires_grad_() for name in tracked}
         # what is passed on is no leaf, so that in-place operations run and can be named
         return arguments | {name: leaf.clone() for name, leaf in leaves.items()}, leaves
-
-
-def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
-    """Return noise of shape (N, C, *) whose channels c have different means, mean + c · scale, and spreads."""
-    channel = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return (noise * scale * (channel + 2) / 2 + mean + channel * scale).to(dtype)
 
 
 def one_of(*options):

@@ -7,39 +7,11 @@ from itertools import zip_longest
 
 import torch
 
-LESSONS = {
-    1: "01_class_grades",
-    2: "02_batchnorm1d",
-    3: "03_batchnorm2d_loops",
-    4: "04_batchnorm2d_vectorized",
-    5: "05_lenet_gpu",
-}
-READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
-    ("epsilon", 4, "ε inside the root"),
-    ("epsilon", 1, "Standardise"),
-    ("gradient", 2, "The gradient goes through the mean and the variance"),
-    ("squares minus", 3, "Why two trips for the variance?"),
-    ("biased", 3, "Two variances"),
-    ("n − 1", 3, "Two variances"),
-    ("correction", 3, "Two variances"),
-    ("biased", 1, "The mean and the spread of each subject"),
-    ("n − 1", 1, "The mean and the spread of each subject"),
-    ("momentum", 3, "Momentum"),
-    ("share", 3, "Momentum"),
-    ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
-    ("attributes", 4, "Bug 2: the moving statistics are plain attributes"),
-    ("saved", 4, "Bug 2: the moving statistics are plain attributes"),
-    ("(1, C, 1, 1)", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),
-    ("one value", 2, "What it refuses, and what the message means"),
-    ("does not start", 1, "What the layer remembers"),
-    ("training uses", 4, "Two modes, and three ways not to freeze"),
-    ("evaluation", 4, "Two modes, and three ways not to freeze"),
-    ("in eval", 4, "Two modes, and three ways not to freeze"),
-    ("reshaped", 4, "A pixel is a sample, a channel is a feature"),
-    ("wrong axis", 4, "The loops in one line"),
-    ("gamma", 1, "γ and β: what the head teacher wishes"),
-    ("beta", 1, "γ and β: what the head teacher wishes"),
-)
+from .answers import describe, telling_digits
+from .catalogue import Mistake
+from .diagnosis import Unanswered
+from .guard import Guard, is_stub
+
 GREEN, VERMILION, GREY = "#009E73", "#D55E00", "#666666"  # as in plots.py, which would load matplotlib
 
 
@@ -51,7 +23,7 @@ class Verdict:
     diagnosis  plain text: what is wrong, in the field's words, then what to look at
     mistakes   the names of the mistakes that explain the attempt
     answered   False for a stub that still holds its `...`
-    read       the lesson and the section that explain it
+    read       what to read again: in words, its `page` a notebook's name; or None
     example    (name, value) pairs: a small input on which it shows; with it
     expected, received, shown  tuples of tensors, and what they are
     """
@@ -61,7 +33,7 @@ class Verdict:
     diagnosis: str
     mistakes: tuple[str, ...] = ()
     answered: bool = True
-    read: tuple[int, str] | None = None
+    read: object = None
     example: tuple = ()
     expected: tuple = ()
     received: tuple = ()
@@ -85,16 +57,23 @@ class Verdict:
         )
         if not pairs or not comparable or not all(e.numel() for e in self.expected):
             return None
-        return max((e.double() - r.double()).abs().max().item() for e, r in pairs)
+        return torch.cat([(e.double() - r.double()).abs().flatten() for e, r in pairs]).max().item()
+
+    def __bool__(self):
+        return self.ok
 
     def _columns(self):
         """Return (heading, text) of input, expected and received."""
         if not self.example:
             return []
-        given = "\n".join(f"{name} = {numbers(value, len(name) + 3)}" for name, value in self.example)
+        given = "\n".join(f"{name} = {numbers(value, indent=len(name) + 3)}" for name, value in self.example)
+        digits = 4
+        if self.difference:  # as many digits as tell the two apart where they differ most
+            e, r = (torch.cat([value.double().flatten() for value in values]) for values in (self.expected, self.received))
+            digits = telling_digits(e[(e - r).abs().argmax()].item(), r[(e - r).abs().argmax()].item())
         answers = (("expected", self.expected), ("received", self.received))
         return [("input", given)] + [
-            (f"{word} {self.shown}", "\n".join(map(numbers, values))) for word, values in answers
+            (f"{word} {self.shown}", "\n".join(numbers(value, digits) for value in values)) for word, values in answers
         ]
 
     def _closing(self):
@@ -102,8 +81,7 @@ class Verdict:
         gap = self.difference
         lines = [] if not gap else [f"largest difference: {'not a number' if gap != gap else format(gap, '.3g')}"]
         if self.read:
-            lesson, section = self.read
-            lines.append(f"Read lesson {lesson:02d}, “{section}” ({LESSONS[lesson]}).")
+            lines.append(f"Read {self.read} ({self.read.page}).")
         return lines
 
     def __repr__(self):
@@ -129,7 +107,7 @@ class Verdict:
             html.append(f'<div style="overflow-x: auto"><table><tr>{heads}</tr><tr>{cells}</tr></table></div>')
         html += [line.format(escape(text)) for text in self._closing()]
         if self.read:
-            page = LESSONS[self.read[0]]
+            page = self.read.page
             html[-1] = html[-1].replace(page, f'<a href="{page}.ipynb">{page}</a>')
         return "\n".join([*html, "</div>"])
 
@@ -139,17 +117,48 @@ def code_set(text):
     return re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
 
 
-def numbers(value, indent=0):
-    """Return a value as text without rounding noise: four significant digits, a line for each row of a channel."""
+def numbers(value, digits=4, indent=0):
+    """Return a value as text without rounding noise: some significant digits, a line for each index but the last."""
     if not isinstance(value, torch.Tensor):
-        return f"{value:.4g}" if isinstance(value, float) else str(value)
+        return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
     if value.numel() > 40:
         return f"shape {tuple(value.shape)}"
     rows = value.reshape(-1, value.shape[-1]) if value.dim() > 1 else value.reshape(1, -1)
-    cells = [[f"{number:.4g}" for number in row] for row in (rows + 0.0).tolist()]
+    cells = [[f"{number:.{digits}g}" for number in row] for row in (rows + 0.0).tolist()]
     width = max((len(cell) for row in cells for cell in row), default=0)
     texts = [" ".join(cell.rjust(width) for cell in row) for row in cells]
     if value.dim() > 2:  # one line for each index of the leading axes
         leading = torch.cartesian_prod(*[torch.arange(size) for size in value.shape[:-1]]).tolist()
         texts = [f"[{','.join(map(str, index))}] {text}" for index, text in zip(leading, texts, strict=True)]
     return ("\n" + " " * indent).join(texts)
+
+
+def judged(exercise, attempt, right, fits, call, kind="function"):
+    """Return the Verdict on an attempt, by `exercise.examine`; in the words of `right` if no mistake is found.
+
+    fits, call, kind  whether it is of the kind the exercise takes, a function or a class; how one would be named
+    """
+    if attempt is None or attempt is ... or is_stub(attempt):
+        return unanswered(exercise)
+    if not fits:
+        cause = f"it is {describe(attempt)}; give the {kind} itself: check({exercise.name!r}, {call})"
+        return refused(exercise, [Mistake(f"not a {kind}", cause)])
+    try:
+        mistakes, evidence = exercise.examine(Guard(), attempt)
+    except Unanswered:
+        return unanswered(exercise)
+    return refused(exercise, mistakes, **evidence) if mistakes else Verdict(exercise.name, True, right)
+
+
+def unanswered(exercise):
+    """Return the Verdict on a stub."""
+    todo = f"{exercise.asks}\nReplace the `...` by your answer and run the cell again."
+    return Verdict(exercise.name, False, todo, answered=False)
+
+
+def refused(exercise, mistakes, **evidence):
+    """Return the Verdict that names these mistakes."""
+    diagnosis = "\n".join(f"{mistake.name}: {mistake.cause}" for mistake in mistakes)
+    names = tuple(mistake.name for mistake in mistakes)
+    read = exercise.place.again(names[0]) if exercise.place else None
+    return Verdict(exercise.name, False, diagnosis, names, read=read, **evidence)

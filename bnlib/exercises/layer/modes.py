@@ -5,27 +5,11 @@ from functools import cache
 
 import torch
 
-from .base import FunctionExercise
-from .catalogue import Case, Mistake, batch
-from .formula import divided, normalise, scaled
-from .mistakes import OTHER
-from .normalise import BATCH_NORM, drawn_images, image_cases
-from .statistics import RUNNING_STATS
-
-
-def training_output(x, gamma, beta, *, running="", **knobs):
-    """Return the layer's output in training, bent by the knobs of `normalise`."""
-    if running:
-        mean, var = torch.zeros_like(gamma), torch.ones_like(gamma)
-        if running != "old":
-            mean, var = updated(x if running == "updated, in the graph" else x.detach(), mean, var)
-        return evaluation_output(x, gamma, beta, mean, var)
-    return normalise(x, gamma=gamma, beta=beta, **knobs)
-
-
-def updated(x, running_mean, running_var):
-    """Return the running statistics after a batch."""
-    return RUNNING_STATS.formula(x, running_mean, running_var, 0.1)
+from ..formula import batch, divided, normalise, scaled
+from ..judge import Case, Exercise, Mistake
+from ..mistakes import OTHER, UNCHANGED
+from ..normalise import BATCH_NORM, drawn_images, image_cases
+from ..statistics import RUNNING_STATS, fitted_momentum
 
 
 def evaluation_output(
@@ -35,7 +19,6 @@ def evaluation_output(
     running_mean,
     running_var,
     *,
-    batch=False,
     stored="var",
     eps=1e-5,
     fixed=None,
@@ -46,20 +29,18 @@ def evaluation_output(
     gamma_along=1,
     beta_along=1,
     detached=(),
-    **knobs,
 ):
-    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or of its own: `batch`, `stored`."""
+    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or by its own, `stored`."""
     eps = eps if fixed is None else fixed
-    if batch:
-        knobs |= dict(place=place, spread=spread, order=order, gamma_along=gamma_along, beta_along=beta_along)
-        return normalise(x, eps, gamma, beta, **knobs)
     if stored == "after update":
-        running_mean, running_var = updated(x.detach(), running_mean, running_var)
+        running_mean, running_var = RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1)
+    if order == "before":
+        x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
     mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
     if stored == "swapped":
         mean, var = var, mean
     x = x.detach() if "x" in detached else x
-    y = x - mean if centre == "mean" else x
+    y = {"mean": x - mean, "plus mean": x + mean, "mean minus x": mean - x}.get(centre, x)
     y = divided(y, var, eps, spread, place)
     return scaled(y, gamma, beta, order, gamma_along, beta_along, detached)
 
@@ -67,7 +48,10 @@ def evaluation_output(
 RUNS = Mistake(
     "training uses running statistics",
     "in training, the running mean and variance normalise; they are for evaluation, in training the batch's own do",
-    also=[dict(running=running) for running in ("old", "updated", "updated, in the graph")],
+)
+EVALUATES_BATCH = Mistake(
+    "evaluation uses the batch's statistics",
+    "eval() still normalises with the batch's own mean and variance; it has to use the running ones",
 )
 UPDATED_IN_EVAL = Mistake(
     "running statistics updated in eval",
@@ -77,11 +61,9 @@ UPDATED_IN_EVAL = Mistake(
 )
 EVALUATES = (
     UPDATED_IN_EVAL,
-    Mistake(
-        "evaluation uses the batch's statistics",
-        "eval() still normalises with the batch's own mean and variance; it has to use the running ones",
-        also=[dict(batch=True, var_by=by) for by in ("n", "n - 1")],
-    ),
+    UNCHANGED,
+    Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),
+    Mistake("sign turned in evaluation", "eval() takes mean − x instead of x − mean", centre="mean minus x"),
     Mistake("not centred in evaluation", "eval() does not subtract the running mean", centre="none"),
     Mistake(
         "divided by the running variance",
@@ -113,7 +95,6 @@ def is_of_both_modes(knobs):
     return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
 
 
-@cache
 def without(case, name):
     """Return a case without one of its arguments."""
     return replace(case, arguments={key: value for key, value in case.arguments.items() if key != name})
@@ -130,12 +111,18 @@ def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
     return Case({"x": batch(shape, seed, dtype=dtype), **{name: value.to(dtype) for name, value in values.items()}})
 
 
+@cache
+def drawn_case(case):
+    """Return a drawn case of `batch_norm` as one of the layer, which has an ε of its own."""
+    return without(case, "eps")
+
+
 TRAINING = replace(
     BATCH_NORM,
-    formula=training_output,
-    mistakes=(*[m for m in BATCH_NORM.mistakes if m.name != "epsilon fixed"], *OTHER, RUNS),
+    formula=lambda x, gamma, beta, **knobs: normalise(x, gamma=gamma, beta=beta, **knobs),
+    mistakes=(*[mistake for mistake in BATCH_NORM.mistakes if mistake.name != "epsilon fixed"], OTHER),
     cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
-    drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
+    drawn=drawn_images(affine=True).map(drawn_case),
 )
 UPDATE = replace(
     RUNNING_STATS,
@@ -144,29 +131,30 @@ UPDATE = replace(
     ),
     mistakes=(
         *(mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"),
-        *(
-            Mistake(
-                "momentum is not 0.1",
-                f"a batch enters with the share {share:g}; the layer's momentum is 0.1",
-                fixed=share,
-            )
-            for share in (0.01, 0.99, 0.001, 0.2, 0.5)
+        Mistake(
+            "momentum is not 0.1",
+            "a batch enters with the share {fixed:g}; the layer's momentum is 0.1",
+            also=[dict(fixed=0.01), dict(fixed=0.5)],
+            fit=fitted_momentum,
         ),
     ),
     cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
     drawn=None,
 )
-EVALUATION = FunctionExercise(
+EVALUATION = Exercise(
     name="layer",
-    lesson=4,
-    section="The finished layer",
     signature="",
     asks="",
     formula=evaluation_output,
     mistakes=(
         *EVALUATES,
         *(
-            Mistake(mistake.name, mistake.cause + (" (in eval())" if "detached" in shared[0] else ""), also=shared)
+            Mistake(
+                mistake.name,
+                mistake.cause + (" (in eval())" if "detached" in shared[0] else ""),
+                also=shared,
+                free=mistake.free,
+            )
             for mistake in TRAINING.mistakes
             if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
         ),

@@ -20,6 +20,7 @@ import torch
 
 SLICE = 0.1
 SECONDS = 3.0  # for one call; the slowest right answer (loops over a hundred numbers) needs hundredths
+LONGEST = 400  # characters of an error's text
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Trouble:
     kind: str
     text: str
     line: str = ""
+
+    @property
+    def located(self):
+        """What was raised and on which of the reader's lines."""
+        return f"{self.text}, at {self.line}" if self.line else self.text
 
 
 class Stopped(BaseException):
@@ -143,7 +149,8 @@ def what_was_raised(error):
         step = step.tb_next
     last = steps[-1]
     by_raise = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    text = re.sub(r"0x[0-9a-fA-F]+", "0x…", str(error).strip().split("\n")[0])  # an address differs from run to run
+    text = re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(str(error).split()))  # an address differs from run to run
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
     if (
         isinstance(error, NotImplementedError) and by_raise
     ) or "ellipsis" in text:  # torch raises it too, not by `raise`
@@ -161,7 +168,7 @@ def what_was_raised(error):
     return Trouble("raised", f"{type(error).__name__}: {text}" if text else type(error).__name__, line)
 
 
-OURS = str(Path(__file__).parents[1])
+OURS = str(Path(__file__).parents[2])
 STDLIB = str(Path(threading.__file__).parent)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch.nn.parameter import is_lazy
 
 ROLES = {
     "gamma": (("weight", "gamma", "scale"), 1.0),
@@ -10,6 +11,7 @@ ROLES = {
     "running mean": (("mean", "mu"), 0.0),
     "running variance": (("var", "std", "sigma"), 1.0),
 }
+AFFINE, RUNNING = ("gamma", "beta"), ("running mean", "running variance")
 
 
 @dataclass
@@ -22,20 +24,23 @@ class Part:
 
     def put(self, layer, value):
         """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
-        value = value.view(self.shape(value.numel()))
+        channels = max(self.tensor.numel(), 1)
+        value = value.view([-1 if size == channels else size for size in self.tensor.shape])
         if self.kind in ("parameter", "buffer", "unsaved buffer"):
             return {self.name: value}
         *owners, attribute = self.name.split(".")
         setattr(layer.get_submodule(".".join(owners)), attribute, value)
         return {}
 
-    def shape(self, channels):
-        """Return the shape in which this layer keeps one number for each channel."""
-        return (1, -1, 1, 1) if self.tensor.dim() == 4 else (channels,)
+    @property
+    def shape(self):
+        """The shape in words, C for the channels."""
+        sizes = ["C" if size == self.tensor.numel() else str(size) for size in self.tensor.shape]
+        return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
 
 
 def parts(layer):
-    """Return every tensor of a layer that may stand for a statistic or a parameter, by name."""
+    """Return every tensor of a layer that may stand for a statistic or a parameter, by name, parameters first."""
     unsaved = {id(m._buffers[name]) for m in layer.modules() for name in m._non_persistent_buffers_set}
     found = [Part("parameter", name, tensor) for name, tensor in layer.named_parameters()]
     for name, tensor in layer.named_buffers():
@@ -44,19 +49,33 @@ def parts(layer):
         for name, value in {**vars(type(module)), **vars(module)}.items():
             if isinstance(value, torch.Tensor):
                 found.append(Part("attribute", f"{prefix}.{name}".lstrip("."), value))
-    return {part.name: part for part in found if part.tensor.is_floating_point()}
+    return {part.name: part for part in found if not is_lazy(part.tensor) and part.tensor.is_floating_point()}
+
+
+def roles(found, channels):
+    """Return {role: name} of the parts that hold one number for each channel.
+
+    A part of the usual kind (a parameter for γ and β, no parameter for a statistic) comes before others of its role.
+    """
+    names = {}
+    for usual in (True, False):
+        for part in found.values():
+            role = role_of(part) if part.tensor.numel() == channels else None
+            if role and usual <= ((part.kind == "parameter") == (role in AFFINE)):
+                names.setdefault(role, part.name)
+    return names
 
 
 def role_of(part):
     """Return what a new layer's part is for: its name says it, else the value it starts at; None if neither does."""
     last = part.name.split(".")[-1].lower()
-    for role in ("running mean", "running variance"):
+    for role in RUNNING:
         if any(word in (last if len(word) > 2 else last.split("_")) for word in ROLES[role][0]):  # mu, but not mul
             return role
-    for role in ("gamma", "beta"):
+    for role in AFFINE:
         if last in ROLES[role][0] or last.startswith(ROLES[role][0][:2]):
             return role
     if part.tensor.dim() == 0:  # a momentum, a count
         return None
-    candidates = ("gamma", "beta") if part.kind == "parameter" else ("running mean", "running variance")
+    candidates = AFFINE if part.kind == "parameter" else RUNNING
     return next((role for role in candidates if (part.tensor == ROLES[role][1]).all()), None)

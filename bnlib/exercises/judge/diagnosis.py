@@ -1,0 +1,206 @@
+"""From what an attempt did on its inputs to the mistakes that a reader is told, and the input that shows them."""
+
+from .answers import SHAPE, observe, with_right_shapes, wrong_shape
+from .catalogue import Mistake
+from .explanation import explained_slopes, explanation
+from .search import smallest_wrong
+from .truth import close, is_right, truth, values_agree, weights, wrong_slopes
+
+IN_PLACE, RAISES, ENDLESS = "input modified in place", "raises an error", "does not end"
+NO_GRADIENT, WRONG_GRADIENT, UNKNOWN = "no gradient", "wrong gradient", "unknown mistake"
+NOT_FINITE = "not finite"
+
+
+class Unanswered(Exception):
+    """A `...` is left in the attempt."""
+
+
+def observed(exercise, guard, attempt):
+    """Return what an attempt does on each case; on one more that it answers wrongly if those are all right."""
+    seen = {}
+    for case in exercise.cases:
+        seen[case] = observe(exercise, guard, attempt, case)
+        trouble = seen[case].trouble or seen[case].gradient_trouble
+        if trouble and trouble.kind == "unanswered":
+            raise Unanswered
+        if trouble and trouble.kind == "stopped":
+            return seen
+    if all(is_right(exercise, seen[case], case) for case in seen):
+        case = smallest_wrong(exercise, guard, attempt)
+        if case is not None:
+            seen[case] = observe(exercise, guard, attempt, case)
+    return seen
+
+
+def diagnosed(exercise, seen):
+    """Return the mistakes and the evidence for a Verdict, given what was seen on each case; no mistakes if all is right."""
+    for trouble in (either for case in seen for either in (seen[case].trouble, seen[case].gradient_trouble) if either):
+        if trouble.kind == "stopped":
+            return [Mistake(ENDLESS, f"{exercise.name} {trouble.text}")], {}
+    wrong = [case for case in seen if not is_right(exercise, seen[case], case)]
+    if not wrong:
+        return [], {}
+    named = {odd.name: odd for case in reversed(wrong) for odd in seen[case].form}
+    changed = next((seen[case].changed for case in wrong if seen[case].changed), ())
+    if changed:
+        are = f"{' and '.join(changed)} {'is' if len(changed) == 1 else 'are'}"
+        cause = (
+            f"{are} not the same after the call: `+=`, `x[...] = ` and methods whose names end in _ write into the "
+            "tensor they are given; work on a copy, or make a new one"
+        )
+        named[IN_PLACE] = Mistake(IN_PLACE, cause)
+    values = explained(exercise, seen)
+    if values is None:
+        mended, odd = with_right_shapes(exercise, seen)
+        values = explained(exercise, mended) if odd else None
+        if values is not None:
+            named[odd.name] = odd
+    if values is None:
+        values = each_result(exercise, seen) or at_times(exercise, seen, wrong)
+    if values is None:
+        values = unexplained(exercise, seen, wrong, bool(named))
+    found = [*named.values(), *values]
+    raised = [case for case in wrong if seen[case].trouble]
+    if raised and RAISES not in [mistake.name for mistake in found]:
+        more = raises(exercise, seen, raised).cause
+        found[-1] = Mistake(found[-1].name, f"{found[-1].cause}\non another input it raises {more}")
+    case = wrong[0]
+    return found, evidence(exercise, case, seen[case]) if seen[case].outputs else {}
+
+
+def explained(exercise, seen):
+    """Return the mistakes of the catalogue that explain everything: values, errors, gradients; None if none do."""
+    bends = explanation(exercise, seen)
+    if bends is None:
+        return None
+    ill = all(values_agree(exercise, seen[case], case, bends) for case in seen if case.ill and seen[case].outputs)
+    of_arithmetic = [] if ill else [entry for entry in exercise.mistakes if not entry.variants and not entry.fit]
+    more, all_explained = explained_slopes(exercise, seen, bends)
+    mistakes = [*(bend.mistake for bend in (*bends, *more)), *of_arithmetic]
+    raised = [case for case in seen if seen[case].trouble and not breaks_down(exercise, case, bends)]
+    if raised and (not mistakes or 2 * len(raised) >= len(seen)):
+        return None
+    return mistakes if all_explained else [*mistakes, wrong_gradient(exercise, seen, bends)]
+
+
+def breaks_down(exercise, case, bends):
+    """Return whether the formula, bent like this, gives no finite answer to a case: Python's numbers raise an error."""
+    outputs = truth(exercise, case, bends).outputs
+    return outputs is None or not all(output.isfinite().all() for output in outputs)
+
+
+def each_result(exercise, seen):
+    """Return what explains each of several results by itself, None where that explains none of those that are wrong."""
+    mistakes, unknown = {}, []
+    for k, name in enumerate(exercise.results if len(exercise.results) > 1 else ()):
+        bends = explanation(exercise, seen, (k,))
+        if bends is None:
+            unknown.append(name)
+        mistakes |= {bend.mistake.name: bend.mistake for bend in bends or ()}
+    if not mistakes:
+        return None
+    return [*mistakes.values(), *([Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")] if unknown else [])]
+
+
+def at_times(exercise, seen, wrong):
+    """Return the mistakes that explain the wrong cases alone, the others being right; None if there are none."""
+    some = {case: seen[case] for case in wrong if seen[case].outputs}
+    found = explanation(exercise, some, most=2) if 0 < len(wrong) < len(seen) else None
+    if not found:
+        return None
+    when = only(exercise, seen, wrong)
+    return [Mistake(bend.mistake.name, f"{bend.mistake.cause}.{when}") for bend in found]
+
+
+# ---- what can be said when the catalogue does not explain it
+
+
+def unexplained(exercise, seen, wrong, named):
+    """Return Mistakes that say which term, which axis, and on what input: none if `named` ones say it all."""
+    case = wrong[0]
+    observed, right = seen[case], truth(exercise, case)
+    raised = [case for case in wrong if seen[case].trouble]
+    found = [raises(exercise, seen, raised)] if raised else []
+    if observed.trouble:
+        return found
+    if named or not observed.outputs:  # one thing at a time: what has a name may well explain the rest
+        return []
+    when = only(exercise, seen, wrong)
+    triples = list(zip(exercise.results, observed.outputs, right.outputs, strict=True))
+    for name, output, target in triples:
+        if output.shape != target.shape:
+            return [Mistake(SHAPE, f"{wrong_shape(name, output, target).cause}.{when}")]
+    bad = [
+        triple
+        for triple, slack in zip(triples, right.slack, strict=True)
+        if not close(exercise, *triple[1:], slack * observed.coarse)
+    ]
+    if not bad:
+        return found or [wrong_gradient(exercise, seen, ())]
+    name, output, target = bad[0]
+    if not output.isfinite().all() and target.isfinite().all():
+        cause = (
+            f"{name} holds inf or nan (not a number) where the right answer is finite: something is divided by 0, or a "
+            "root is taken of a negative number"
+        )
+        return [Mistake(NOT_FINITE, f"{cause}.{when}"), *found]
+    fine = [other for other, *_ in triples if other not in [triple[0] for triple in bad]]
+    words = f"{' and '.join(fine)} is right; {name} is not. " if fine else ""
+    words += exercise.explain(case.main.double(), target, output.double()) if exercise.explain else ""
+    return [Mistake(UNKNOWN, (words or "The numbers differ.") + when), *found]
+
+
+def raises(exercise, seen, raised):
+    """Return the Mistake of the cases on which an error was raised."""
+    case = raised[0]
+    sizes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in case.tensors.items())
+    when = only(exercise, seen, raised) if len(raised) < len(seen) else ""
+    return Mistake(RAISES, f"{seen[case].trouble.located}\ncalled with {sizes}.{when}")
+
+
+def wrong_gradient(exercise, seen, bends):
+    """Return the Mistake of a gradient that no mistake explains."""
+    case = next(case for case in seen if seen[case].gradient_trouble or wrong_slopes(exercise, seen[case], case, bends))
+    values = "" if bends else "the values are right, but "
+    if seen[case].gradient_trouble:
+        return Mistake(NO_GRADIENT, f"{values}no gradient can flow: {seen[case].gradient_trouble.located}")
+    names = " and ".join(wrong_slopes(exercise, seen[case], case, bends))
+    if seen[case].function:
+        why = f"the `backward` of {seen[case].function}, written by hand, does not give the forward pass's derivative"
+    else:
+        why = "is a part of the formula detached (`detach`, `no_grad`, `.item()`, `.data`)?"
+    return Mistake(WRONG_GRADIENT, f"{values}the gradient with respect to {names} is not the formula's: {why}")
+
+
+def only(exercise, seen, wrong):
+    """Return a sentence on what the wrongly answered inputs have in common and no other has, or nothing."""
+    right = [case for case in seen if case not in wrong]
+
+    def traits(case):
+        yield from filter(None, (case.trait, f"the dtype is {str(case.main.dtype)[6:]}"))
+        yield from (f"{letter} > 1" for letter, size in zip(exercise.letters, case.main.shape, strict=False) if size > 1)
+        if min(len(wrong), len(right)) > 1:  # of a single one too much could be said
+            for letter, size in zip(exercise.letters, case.main.shape, strict=False):
+                yield f"{letter} is {size}"
+                yield from (f"{letter} is not {other}" for other in range(1, 9) if other != size)
+                yield from [f"{letter} is even"] * (size % 2 == 0)
+
+    others = {trait for case in right for trait in traits(case)}
+    shared = set.intersection(*(set(traits(case)) for case in wrong)) - others if right else ()
+    first = next((trait for trait in traits(wrong[0]) if trait in shared), None)
+    return f" It shows only when {first}." if first else ""
+
+
+def evidence(exercise, case, seen):
+    """Return what shows the mistake on a case: values, else gradients, else the changed input."""
+    right, given = truth(exercise, case), dict(case.arguments)
+    what, expected, received = ", ".join(exercise.results), right.outputs, seen.outputs
+    if values_agree(exercise, seen, case):
+        for name in wrong_slopes(exercise, seen, case)[:1] if seen.gradients else ():
+            what = f"gradient for {name}"
+            given["w"] = weights(right.outputs[0])
+            given["loss"] = f"(w · {exercise.results[0]}).sum()"
+            expected, received = (right.gradients[name],), (seen.gradients[name],)
+        for name in seen.changed[:1]:
+            what, expected, received = f"{name} after the call", (case.arguments[name],), (seen.after[name],)
+    return dict(example=tuple(given.items()), expected=expected, received=received, shown=what)

@@ -1,0 +1,237 @@
+"""Which mistakes explain what an attempt returned.
+
+First the values: nothing, each mistake of the catalogue, common pairs; then more at once, by adding to the sets that come
+closest whatever brings them closer still. A number that is in no list is solved for. Then the gradients, given what
+explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
+"""
+
+from itertools import combinations, product
+
+import numpy as np
+import torch
+
+from .catalogue import Bend
+from .truth import compatible, ordered, outputs_of, together, values_agree, wrong_slopes
+
+BEAM = 6  # sets of mistakes to which another one is added
+MOST = 4  # mistakes at once, that in a list come first and those solved for
+EVERYDAY = 3  # the catalogue's first entries, tried together with the rare ones too
+FAR = 30.0  # the distance of what cannot be compared
+PRECISION = 1e-6
+
+
+def explanation(exercise, seen, picks=None, most=MOST):
+    """Return the fewest bends that give the values seen on every calm case (of the results picked); None if none do."""
+    calm = {case: observed for case, observed in seen.items() if observed.outputs and not case.ill}
+    return Explainer(exercise, calm, picks, most).run() if calm else None
+
+
+class Explainer:
+    """The search for the mistakes behind one attempt's values."""
+
+    def __init__(self, exercise, calm, picks, most):
+        self.exercise, self.calm, self.most = exercise, calm, most
+        self.picks = tuple(range(len(exercise.results))) if picks is None else picks
+        fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
+        wrong = [case for case in calm if not values_agree(exercise, calm[case], case, (), self.picks)]
+        self.case, self.other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
+        self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in (self.case, self.other)}
+        self.bends = value_bends(exercise)
+        self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
+
+    def run(self):
+        """Return the fewest bends, or None."""
+        with np.errstate(all="ignore"):
+            found = next((bends for bends in self.attempts() if bends is not None), None)
+            for bend in found or ():  # one that changes nothing beside the others is not needed
+                rest = tuple(other for other in found if other is not bend)
+                found = rest if self.agrees(rest) else found
+            return found
+
+    def attempts(self):
+        """Yield what each step of the search finds, sets of bends or None, the simplest first."""
+        sets, distances = self.table()
+        alone, pairs = slice(0, len(self.bends) + 1), slice(len(self.bends) + 1, None)
+        yield self.first(sets[alone], distances[alone])
+        yield self.fitted([()])
+        if self.most > 1:
+            yield self.first(sets[pairs], distances[pairs])
+            yield self.fitted(sets[alone], numbers=False)
+        ranking, beam = np.argsort(distances, kind="stable"), []
+        for size in range(1, self.most):
+            if size <= 2:  # the table's own, and those that were grown
+                beam = [*beam, *([sets[i] for i in ranking if len(sets[i]) == size][:BEAM])]
+            grown = self.grown(beam[:BEAM])
+            distances = np.array([self.distance(bends) for bends in grown])
+            yield self.first(grown, distances)
+            yield self.fitted(beam[:BEAM])
+            beam = [grown[i] for i in np.argsort(distances, kind="stable")[:BEAM]]
+
+    def table(self):
+        """Return sets of mistakes, the smallest first, and how far each is from what was seen."""
+        exercise, table = self.exercise, ("table", self.case)
+        if table not in exercise.computed:
+            sets = list(common_sets(self.bends))
+            exercise.computed[table] = sets, [self.sketch(bends, self.case) for bends in sets]
+        sets, sketches = exercise.computed[table]
+        distances = np.zeros(len(sets))
+        for k, target in zip(self.picks, self.targets[self.case], strict=True):
+            fits = [i for i, sketch in enumerate(sketches) if sketch is not None and sketch[k].shape == target.shape]
+            apart = np.full(len(sets), FAR)
+            if fits:
+                apart[fits] = apart_by(np.stack([sketches[i][k] for i in fits]), target)
+            distances += apart / len(self.picks)
+        return sets, distances
+
+    def sketch(self, bends, case):
+        """Return the bent formula's results on a case as arrays, None where its shapes do not fit."""
+        outputs = self.solve(case, together(bends))
+        return None if outputs is None else [self.flat(output) for output in outputs]
+
+    def solve(self, case, knobs):
+        """Return what the formula gives on a case under knobs, None where its shapes do not fit."""
+        with torch.no_grad():
+            return outputs_of(self.exercise, case.arguments, knobs)
+
+    def flat(self, output):
+        """Return a tensor as a flat array, its rows sorted where their order is free."""
+        return ordered(self.exercise, output.detach().double()).flatten().numpy()
+
+    def distance(self, bends, case=None):
+        """Return how far the bent formula's results are from what was seen on a case."""
+        sketch, targets = self.sketch(bends, case or self.case), self.targets[case or self.case]
+        if sketch is None:
+            return FAR
+        pairs = zip((sketch[k] for k in self.picks), targets, strict=True)
+        return sum(apart_by(a[None], b)[0] if a.shape == b.shape else FAR for a, b in pairs) / len(targets)
+
+    def first(self, sets, distances):
+        """Return the first of the sets of bends that gives every value, None if none does."""
+        near = np.log1p(1e-3 / PRECISION)
+        for i in np.flatnonzero(distances <= near):
+            if self.distance(sets[i], self.other) <= near and self.agrees(sets[i]):
+                return sets[i]
+        return None
+
+    def agrees(self, bends):
+        """Return whether the bent formula gives what was seen on every calm case."""
+        return all(values_agree(self.exercise, self.calm[case], case, bends, self.picks) for case in self.calm)
+
+    def grown(self, beam):
+        """Return the sets of the beam with each compatible bend added, each set once."""
+        sets = {}
+        for bends, extra in product(beam, self.bends):
+            if extra not in bends and compatible(*bends, extra):
+                sets.setdefault(frozenset((*bends, extra)), (*bends, extra))
+        return list(sets.values())
+
+    def fitted(self, beam, numbers=True):
+        """Return the first set of the beam to which knobs can be found that give every value; None if there is none.
+
+        numbers  whether to solve for numbers, too, which takes longer than what an exercise fits by itself
+        """
+        answers = [(case, [self.calm[case].outputs[k] for k in self.picks]) for case in self.calm]
+        fits = [mistake for mistake in self.fits if mistake.fit or numbers]
+        for bends in sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends)) if fits else ():
+            grown = [bends]
+            for mistake in fits:
+                for so_far in list(grown):
+                    if mistake.fit:
+                        knobs = mistake.fit(self.solve, answers, together(so_far), self.picks)
+                    else:
+                        knobs = self.solved(mistake, so_far)
+                    if knobs:
+                        grown.append((*so_far, Bend(mistake.worded(**knobs), knobs)))
+            found = next((more for more in grown[1:] if self.agrees(more)), None)
+            if found is not None:
+                return found
+        return None
+
+    def solved(self, mistake, bends):
+        """Return the knob that may hold any number with the number that comes closest, None where none comes close.
+
+        On the input on which the number matters most: a grid of powers of ten, then Newton's steps in its logarithm.
+        """
+        if mistake.free in together(bends):
+            return None
+        case = self.telling(mistake)
+        target = np.concatenate([self.flat(self.calm[case].outputs[k]) for k in self.picks])
+
+        def off(number):
+            sketch = self.sketch((*bends, Bend(mistake, {mistake.free: number})), case)
+            found = np.concatenate([sketch[k] for k in self.picks]) if sketch else target * np.inf
+            return found - target if found.shape == target.shape else target * np.inf
+
+        number = min(10.0 ** np.arange(-14, 3), key=lambda number: np.nan_to_num(np.abs(off(number)), nan=np.inf).sum())
+        for _ in range(6):
+            rest = off(number)
+            slope = (off(number * 1.0001) - rest) / np.log(1.0001)
+            if not slope @ slope > 0 or not np.isfinite(slope @ rest):
+                return None
+            number *= float(np.exp(np.clip(-(slope @ rest) / (slope @ slope), -2.0, 2.0)))
+        for digits in range(3):  # as a reader would have written it
+            rounded = float(f"{number:.{digits}e}")
+            if self.agrees((*bends, Bend(mistake, {mistake.free: rounded}))):
+                return {mistake.free: rounded}
+        return {mistake.free: number}
+
+    def telling(self, mistake):
+        """Return the calm case on which two numbers that a knob may hold differ most."""
+
+        def moved(case):
+            one, two = (self.sketch((Bend(mistake, knobs),), case) for knobs in mistake.variants[:2])
+            gaps = [np.abs(one[k] - two[k]).max() for k in self.picks] if one and two and case.smooth else [0.0]
+            return float(np.nan_to_num(max(gaps), posinf=0.0))
+
+        return max(self.calm, key=moved)
+
+
+def common_sets(bends):
+    """Yield nothing, each bend, and pairs: of common ones, and of everyday ones with rare ones."""
+    common = [bend for bend in bends if not bend.mistake.rare]
+    rare = [bend for bend in bends if bend.mistake.rare]
+    yield ()
+    yield from ((bend,) for bend in bends)
+    yield from (
+        pair for pair in (*combinations(common, 2), *product(bends[:EVERYDAY], rare)) if compatible(*pair)
+    )
+
+
+def value_bends(exercise):
+    """Return the bends that change a value on some input; the others change gradients alone."""
+    if "bends" not in exercise.computed:
+        exercise.computed["bends"] = [bend for bend in exercise.bends if not only_slopes(exercise, bend)]
+    return exercise.computed["bends"]
+
+
+def only_slopes(exercise, bend):
+    """Return whether a bend leaves the values as they are on every fixed input."""
+    for case in exercise.cases if exercise.tracked else ():
+        plain, bent = (outputs_of(exercise, case.arguments, knobs) for knobs in ({}, bend.knobs))
+        if bent is None or not all(map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, bent))):
+            return False
+    return bool(exercise.tracked)
+
+
+def explained_slopes(exercise, seen, bends):
+    """Return (bends that give the gradients seen beside those of the values, whether that leaves none unexplained)."""
+    calm = [case for case, observed in seen.items() if observed.outputs and not case.ill]
+
+    def wrong(*more):
+        return any(wrong_slopes(exercise, seen[case], case, (*bends, *more)) for case in calm)
+
+    if not wrong():
+        return (), True
+    cut = [bend for bend in exercise.bends if bend not in value_bends(exercise)]
+    for size in (1, 2):
+        for more in combinations(cut, size):
+            if compatible(*bends, *more) and not wrong(*more):
+                return more, True
+    return (), False
+
+
+def apart_by(rows, target):
+    """Return how far each row is from the target: the average order of magnitude by which numbers differ."""
+    off = np.abs(rows - target) / (1 + np.abs(target))
+    same = np.isnan(rows) & np.isnan(target) | (rows == target)
+    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).mean(-1)

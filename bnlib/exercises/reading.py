@@ -1,0 +1,57 @@
+"""Where an exercise stands in the course, and which section explains a mistake."""
+
+from typing import NamedTuple
+
+LESSONS = {
+    1: "01_class_grades",
+    2: "02_batchnorm1d",
+    3: "03_batchnorm2d_loops",
+    4: "04_batchnorm2d_vectorized",
+    5: "05_lenet_gpu",
+}
+READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+    ("epsilon", 4, "ε inside the root"),
+    ("epsilon", 1, "Standardise"),
+    ("gradient", 2, "The gradient goes through the mean and the variance"),
+    ("squares minus", 3, "Why two trips for the variance?"),
+    ("biased", 3, "Two variances"),
+    ("n − 1", 3, "Two variances"),
+    ("correction", 3, "Two variances"),
+    ("biased", 1, "The mean and the spread of each subject"),
+    ("n − 1", 1, "The mean and the spread of each subject"),
+    ("momentum", 3, "Momentum"),
+    ("share", 3, "Momentum"),
+    ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
+    ("attributes", 4, "Bug 2: the moving statistics are plain attributes"),
+    ("saved", 4, "Bug 2: the moving statistics are plain attributes"),
+    ("(1, C, 1, 1)", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),
+    ("one value", 2, "What it refuses, and what the message means"),
+    ("does not start", 1, "What the layer remembers"),
+    ("training uses", 4, "Two modes, and three ways not to freeze"),
+    ("evaluation", 4, "Two modes, and three ways not to freeze"),
+    ("in eval", 4, "Two modes, and three ways not to freeze"),
+    ("reshaped", 4, "A pixel is a sample, a channel is a feature"),
+    ("wrong axis", 4, "The loops in one line"),
+    ("gamma", 1, "γ and β: what the head teacher wishes"),
+    ("beta", 1, "γ and β: what the head teacher wishes"),
+)
+
+
+class Place(NamedTuple):
+    """A section of a lesson."""
+
+    lesson: int
+    section: str
+
+    @property
+    def page(self):
+        """The name of the lesson's notebook."""
+        return LESSONS[self.lesson]
+
+    def again(self, mistake):
+        """Return the place that explains the mistake of this name: never in a lesson that is still to come."""
+        places = (Place(lesson, section) for word, lesson, section in READ if word in mistake and lesson <= self.lesson)
+        return next(places, self)
+
+    def __str__(self):
+        return f"lesson {self.lesson:02d}, “{self.section}”"
