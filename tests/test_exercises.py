@@ -48,7 +48,9 @@ ATTEMPTS = list(attempts())
 def names(exercise, attempt):
     """Return the names of the mistakes that an attempt is told, "right" or "not answered yet"."""
     verdict = check(exercise, attempt)
-    assert verdict.read is None or verdict.read.lesson <= EXERCISES[exercise].place.lesson, "it points to a lesson still to come"
+    assert verdict.read is None or verdict.read.lesson <= EXERCISES[exercise].place.lesson, (
+        "it points to a lesson still to come"
+    )
     if not verdict.answered:
         return {"not answered yet"}
     return {"right"} if verdict.ok else set(verdict.mistakes)
@@ -310,7 +312,6 @@ LAYERS = {
         Unnamed,
         Wrapped,
         AsTable,
-        Functional,
         nn.BatchNorm2d,
         bnlib.BatchNorm2d,
         partial(nn.BatchNorm2d, eps=1e-5),
@@ -321,9 +322,10 @@ LAYERS = {
     "buffers not saved": [but(keep=unsaved)],
     "running statistics as parameters": [but(keep=as_parameters)],
     "shaped (1, C, 1, 1)": [
+        Functional,
         but(
             keep=four_axes, update=lambda self, m, v, n: Right.update(self, m.view(1, -1, 1, 1), v.view(1, -1, 1, 1), n)
-        )
+        ),
     ],
     "running mean does not start at 0 + running variance does not start at 1": [but(keep=starts_wrong)],
     "running statistics carry the graph": [but(update=with_graph)],

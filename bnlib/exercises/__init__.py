@@ -22,7 +22,7 @@ import torch
 
 from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
-from .judge import Exercise, Verdict
+from .judge import Verdict
 from .judge.guard import global_state_kept
 from .layer.examination import LAYER
 from .layout import AS_2D, GIVE_BACK

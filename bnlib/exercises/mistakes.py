@@ -22,7 +22,9 @@ SPREAD = (
     Mistake("root taken twice", "`std` is the root of the variance already, and is rooted again", spread="double root"),
     Mistake("not divided", "the division by √(var + ε) is missing", spread="nothing"),
     *rarely(
-        Mistake("divided by the squared variance", "divide by √(var + ε), not by (var + ε)²", spread="squared variance"),
+        Mistake(
+            "divided by the squared variance", "divide by √(var + ε), not by (var + ε)²", spread="squared variance"
+        ),
         Mistake("multiplied by the standard deviation", "divide by √(var + ε), do not multiply", spread="multiplied"),
         Mistake(
             "mean absolute deviation",
@@ -100,15 +102,16 @@ CENTRE = (
         ),
     ),
 )
-CUT = "the gradient does not pass through the {} (`detach`, `no_grad`, `.item()`, `float`): {}"
+CUT = "the gradient does not pass through the"
+WAYS = "(`detach`, `no_grad`, `.item()`, `float`)"
 DETACHED = (
-    Mistake("mean detached from the gradient", CUT.format("mean", "it depends on x as well"), detached=("mean",)),
+    Mistake("mean detached from the gradient", f"{CUT} mean {WAYS}: it depends on x as well", detached=("mean",)),
     Mistake(
-        "variance detached from the gradient", CUT.format("variance", "it depends on x as well"), detached=("var",)
+        "variance detached from the gradient", f"{CUT} variance {WAYS}: it depends on x as well", detached=("var",)
     ),
     Mistake(
         "mean and variance detached from the gradient",
-        CUT.format("mean and the variance", "both depend on x; they are no constants in the backward pass"),
+        f"{CUT} mean and the variance {WAYS}: both depend on x; they are no constants in the backward pass",
         detached=("mean", "var"),
     ),
     Mistake(
@@ -142,10 +145,11 @@ AXES_4D = {
 WRONG_AXES = "statistics over the wrong axes"
 
 
-def axes_mistakes(letters, known, wanted):
+def axes_mistakes(letters, known, wanted, **beside):
     """Return an entry for each wrong set of axes: of both statistics, of the mean alone, of the variance alone.
 
-    letters of the axes, such as "NCHW"; known: what a set of axes means; wanted: what would be right, in words.
+    letters of the axes, such as "NCHW"; known: what a set of axes means; wanted: what would be right, in words;
+    beside: knobs that may come with both statistics' axes, and are no mistake of their own then.
     """
     rank = len(letters)
     right = tuple(d for d in range(rank) if d != 1)
@@ -157,7 +161,14 @@ def axes_mistakes(letters, known, wanted):
         meaning = f" ({known[dims]})" if dims in known else ""
         return f"over {axes}, dim={dims if len(dims) > 1 else dims[0]}{meaning}; {wanted}"
 
-    both = [Mistake(WRONG_AXES, f"mean and variance are taken {over(dims)}", over=dims) for dims in wrong]
+    both = [
+        Mistake(
+            WRONG_AXES,
+            f"mean and variance are taken {over(dims)}",
+            also=[dict(over=dims), *([dict(over=dims, **beside)] if beside else [])],
+        )
+        for dims in wrong
+    ]
     alone = [
         Mistake(
             f"{statistic} over the wrong axes",
@@ -170,8 +181,6 @@ def axes_mistakes(letters, known, wanted):
     return (*both[: len(known)], *rarely(*both[len(known) :], *alone))
 
 
-
-
 def of_parts(image, pixel, m):
     """Return the entries of a variance put together from each image's own, in an exercise's words for the two.
 
@@ -182,7 +191,11 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {image}s' variances",
             f"each {image}'s own variance is taken and then averaged, {lost}",
-            also=[dict(around="image's mean"), *(dict(around="image's mean", var_by=by) for by in ("n", "n - N"))],
+            also=[
+                dict(around="image's mean"),
+                dict(around="image's mean", var_by="n"),
+                dict(around="image's mean", var_by="n - N"),
+            ],
         ),
         Mistake(
             f"average of the {image}s' standard deviations",
@@ -203,7 +216,11 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {pixel}s' variances",
             f"each {pixel}'s variance over N is taken and then averaged, so what the {pixel}s' means differ by is lost",
-            also=[dict(around="pixel's mean"), *(dict(around="pixel's mean", var_by=by) for by in ("n", "n - H·W"))],
+            also=[
+                dict(around="pixel's mean"),
+                dict(around="pixel's mean", var_by="n"),
+                dict(around="pixel's mean", var_by="n - H·W"),
+            ],
         ),
     )
 

@@ -206,12 +206,24 @@ ALL, NONE, MOMENTUM, REST, HALF = (1, 0), (0, 0), (0, 1), (1, -1), (0.5, 0)
 RIGHT = Shares(REST, MOMENTUM)
 NEW = "new = (1 − momentum) · old + momentum · batch"
 SHARES = (
-    ("momentum reversed", "momentum is the share of the new value in PyTorch, not of the old one", Shares(MOMENTUM, REST)),
+    (
+        "momentum reversed",
+        "momentum is the share of the new value in PyTorch, not of the old one",
+        Shares(MOMENTUM, REST),
+    ),
     ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", Shares(NONE, ALL)),
     ("running statistics not updated", "they stay as they were", Shares(ALL, NONE)),
     ("running statistics summed", "the batch's statistics are added, and the sums grow without end", Shares(ALL, ALL)),
-    ("old share not reduced", "momentum · batch is added, but the old value keeps its full weight", Shares(ALL, MOMENTUM)),
-    ("new share without momentum", "the old value is reduced, but the batch enters with full weight", Shares(REST, ALL)),
+    (
+        "old share not reduced",
+        "momentum · batch is added, but the old value keeps its full weight",
+        Shares(ALL, MOMENTUM),
+    ),
+    (
+        "new share without momentum",
+        "the old value is reduced, but the batch enters with full weight",
+        Shares(REST, ALL),
+    ),
     ("step in the wrong direction", "the step goes away from the batch's value", Shares((1, 1), (0, -1))),
     ("plain average of old and new", "momentum is not used", Shares(HALF, HALF)),
     ("old value dropped", "only momentum · batch is left", Shares(NONE, MOMENTUM)),
@@ -263,10 +275,7 @@ def fitted_momentum(solve, answers, knobs, picks):
 
 
 KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
-UPDATES = tuple(
-    Mistake(name, f"{cause}: {NEW}", mean_share=shares, var_share=shares)
-    for name, cause, shares in SHARES
-)
+UPDATES = tuple(Mistake(name, f"{cause}: {NEW}", mean_share=shares, var_share=shares) for name, cause, shares in SHARES)
 HALF_UPDATES = rarely(
     *(
         Mistake(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}: {NEW}", **{knob: shares})

@@ -1,4 +1,4 @@
-"""What an attempt did on a case: its answer, put into the right form where that can be done, and what was odd about it."""
+"""What an attempt did on a case: its answer, in the right form where that can be mended, and what was odd about it."""
 
 from dataclasses import dataclass, replace
 from itertools import permutations

@@ -178,7 +178,9 @@ def only(exercise, seen, wrong):
 
     def traits(case):
         yield from filter(None, (case.trait, f"the dtype is {str(case.main.dtype)[6:]}"))
-        yield from (f"{letter} > 1" for letter, size in zip(exercise.letters, case.main.shape, strict=False) if size > 1)
+        yield from (
+            f"{letter} > 1" for letter, size in zip(exercise.letters, case.main.shape, strict=False) if size > 1
+        )
         if min(len(wrong), len(right)) > 1:  # of a single one too much could be said
             for letter, size in zip(exercise.letters, case.main.shape, strict=False):
                 yield f"{letter} is {size}"

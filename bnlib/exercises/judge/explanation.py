@@ -35,7 +35,9 @@ class Explainer:
         fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
         wrong = [case for case in calm if not values_agree(exercise, calm[case], case, (), self.picks)]
         self.case, self.other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
-        self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in (self.case, self.other)}
+        self.targets = {
+            case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in (self.case, self.other)
+        }
         self.bends = value_bends(exercise)
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
 
@@ -69,9 +71,9 @@ class Explainer:
 
     def table(self):
         """Return sets of mistakes, the smallest first, and how far each is from what was seen."""
-        exercise, table = self.exercise, ("table", self.case)
+        exercise, table = self.exercise, ("table", self.case, self.most > 2)
         if table not in exercise.computed:
-            sets = list(common_sets(self.bends))
+            sets = list(common_sets(self.bends, self.most > 2))
             exercise.computed[table] = sets, [self.sketch(bends, self.case) for bends in sets]
         sets, sketches = exercise.computed[table]
         distances = np.zeros(len(sets))
@@ -186,15 +188,15 @@ class Explainer:
         return max(self.calm, key=moved)
 
 
-def common_sets(bends):
-    """Yield nothing, each bend, and pairs: of common ones, and of everyday ones with rare ones."""
+def common_sets(bends, pairs):
+    """Yield nothing, each bend, and if wanted pairs: of common ones, and of everyday ones with rare ones."""
     common = [bend for bend in bends if not bend.mistake.rare]
     rare = [bend for bend in bends if bend.mistake.rare]
     yield ()
     yield from ((bend,) for bend in bends)
-    yield from (
-        pair for pair in (*combinations(common, 2), *product(bends[:EVERYDAY], rare)) if compatible(*pair)
-    )
+    if pairs:
+        both = (*combinations(common, 2), *product(bends[:EVERYDAY], rare))
+        yield from (pair for pair in both if compatible(*pair))
 
 
 def value_bends(exercise):

@@ -69,7 +69,9 @@ class Verdict:
         given = "\n".join(f"{name} = {numbers(value, indent=len(name) + 3)}" for name, value in self.example)
         digits = 4
         if self.difference:  # as many digits as tell the two apart where they differ most
-            e, r = (torch.cat([value.double().flatten() for value in values]) for values in (self.expected, self.received))
+            e, r = (
+                torch.cat([value.double().flatten() for value in values]) for values in (self.expected, self.received)
+            )
             digits = telling_digits(e[(e - r).abs().argmax()].item(), r[(e - r).abs().argmax()].item())
         answers = (("expected", self.expected), ("received", self.received))
         return [("input", given)] + [

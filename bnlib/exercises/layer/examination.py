@@ -14,8 +14,19 @@ from torch.func import functional_call
 
 from ..formula import batch
 from ..judge import Case, Mistake
-from ..judge.answers import NOTHING, TYPE, Seen, describe
-from ..judge.diagnosis import ENDLESS, NOT_FINITE, RAISES, UNKNOWN, Unanswered, diagnosed, explained, observed
+from ..judge.answers import NOTHING, TYPE, describe
+from ..judge.diagnosis import (
+    ENDLESS,
+    NOT_FINITE,
+    RAISES,
+    UNKNOWN,
+    Unanswered,
+    diagnosed,
+    evidence,
+    explained,
+    observed,
+)
+from ..judge.explanation import explanation
 from ..judge.guard import is_stub
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
@@ -25,6 +36,7 @@ from .parts import AFFINE, ROLES, RUNNING, parts, roles
 
 TORCHS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
 WITHOUT_NAME = {UNKNOWN, NOT_FINITE}
+PAST = batch((4, 3, 2, 2), 6, mean=2.0), batch((4, 3, 2, 2), 7, scale=3.0)
 BESIDE_NONE = {UNKNOWN, NOT_FINITE, m.EARLIER.name}  # what may well come from the others, and says nothing beside them
 
 
@@ -89,16 +101,17 @@ class Examination:
         self.look_at_parts()
         self.look_at_one_value()
         fresh, later = self.look_at_formulas(), {}
-        if self.changes_later():
+        if m.CUMULATIVE.name not in fresh and self.changes_later():
             once = self.make
             self.make = lambda channels: trained_once(once, channels)
             later, self.make = self.look_at_formulas(), once
-        for name in [*fresh, *later]:
-            mistake = fresh.get(name) or later[name]
-            when = "" if not later else "" if name in fresh and name in later else m.FIRST if name in fresh else m.LATER
-            self.note([Mistake(name, mistake.cause + when)])
-        if later.keys() == fresh.keys() and later:
-            self.note([m.EARLIER])
+            for name in fresh.keys() ^ later.keys():
+                when = m.FIRST if name in fresh else m.LATER
+                fresh[name] = Mistake(name, {**later, **fresh}[name].cause + when)
+            self.note([] if fresh else [m.EARLIER])
+        self.note(fresh.values())
+        if self.has(*RUNNING):
+            self.look_at_evaluation_between()
         self.look_at_copies()
 
     def note(self, mistakes, evidence=None):
@@ -202,11 +215,8 @@ class Examination:
             self.note([m.ONE_VALUE])
         elif not value.text.startswith("ValueError") and not image:
             self.note([m.ONE_VALUE_ERROR.worded(value.text)])
-        untrained = trouble(batch((2, 3, 2, 2), 4), False)
-        if untrained and self.has(*RUNNING):
-            self.note([m.UNTRAINED.worded(untrained.located)])
-        elif not untrained and trouble(x, False):
-            self.note([m.ONE_VALUE_EVAL])
+        self.untrained = trouble(batch((2, 3, 2, 2), 4), False)
+        self.value_in_evaluation = trouble(x, False)
 
     def look_at_formulas(self):
         """Return what is wrong with the three formulas and what decides between the modes, by name."""
@@ -237,12 +247,13 @@ class Examination:
             return y
 
         exercise, seen = self.observed(TRAINING, training)
-        found, evidence = diagnosed(exercise, seen)
-        if WITHOUT_NAME & {mistake.name for mistake in found} and self.has(*RUNNING):
-            start = {role: torch.full((3,), ROLES[role][1]) for role in RUNNING}
+        if self.has(*RUNNING) and explanation(exercise, seen, most=1) is None:
+            start = {role: torch.full((8,), ROLES[role][1]) for role in RUNNING}
             for source in (after, dict.fromkeys(after, start)):
-                found = self.as_evaluation(seen, source) or found
-        self.note(found, evidence)
+                found = self.as_evaluation(seen, source)
+                if found is not None:
+                    return self.note(found, evidence(exercise, next(iter(seen)), next(iter(seen.values()))))
+        return self.note(*diagnosed(exercise, seen))
 
     def as_evaluation(self, seen, statistics):
         """Return the mistakes if outputs seen in training are those of evaluation with these statistics, else None."""
@@ -254,8 +265,8 @@ class Examination:
                 if len(mean) == c:
                     arguments = case.arguments | {"running_mean": mean, "running_var": var}
                     cases[Case(arguments)] = observation.with_outputs(observation.outputs)
-        found = explained(replace(EVALUATION, cases=tuple(cases), tracked=()), cases) if cases else None
-        return None if found is None else [RUNS, *found]
+        bends = explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2) if cases else None
+        return None if bends is None else [RUNS, *(bend.mistake for bend in bends)]
 
     def look_at_modes(self):
         """Name the mistakes in the update, in the evaluation output, and in what decides between them."""
@@ -280,7 +291,10 @@ class Examination:
         if by_grad:
             self.note([m.MODE])
         else:
-            for learns, input_learns, when in ((False, False, "γ and β are frozen"), (True, True, "x needs a gradient")):
+            for learns, input_learns, when in (
+                (False, False, "γ and β are frozen"),
+                (True, True, "x needs a gradient"),
+            ):
                 other = self.tried(look, True, True, learns, input_learns, where=f"in train(), when {when}, ")
                 if other and not alike(other, seen[True, True]):
                     self.note([m.HANGS.worded(when)])
@@ -300,12 +314,12 @@ class Examination:
             return y
 
         exercise, seen = self.observed(UPDATE, update)
-        found, evidence = diagnosed(exercise, seen)
+        found, shown = diagnosed(exercise, seen)
         if found and self.averages_all():
             found = [m.CUMULATIVE]
-        self.note(found, evidence)
+        self.note(found, shown)
         exercise, seen = self.observed(evaluating(by_grad), evaluation)
-        found, evidence = diagnosed(exercise, seen)
+        found, shown = diagnosed(exercise, seen)
         if WITHOUT_NAME & {mistake.name for mistake in found}:
             of_batch = {without(case, *("running_mean", "running_var")): seen[case] for case in seen}
             by_batch = explained(replace(self.fitting(TRAINING), cases=tuple(of_batch)), of_batch)
@@ -314,7 +328,7 @@ class Examination:
                 found = [EVALUATES_BATCH, *by_batch]
             elif updated is not None:
                 found = [UPDATED_IN_EVAL, *updated[1:]]
-        self.note(found, evidence)
+        self.note(found, shown)
 
     def averages_all(self):
         """Return whether two batches weigh the same in a new layer's running mean."""
@@ -328,37 +342,47 @@ class Examination:
 
         return self.guard.call(after_two)[0]
 
-    def changes_later(self):
-        """Return whether a layer does otherwise from its second training batch on; note what else its past changes."""
-        first, second = batch((4, 3, 2, 2), 6, mean=2.0), batch((4, 3, 2, 2), 7, scale=3.0)
+    def after(self, *calls):
+        """Return the output and the parts, by role, of a new layer after calls (x, training); None if one fails."""
 
-        def past(*calls):
+        def past():
             layer = self.make(3)
             for x, training in calls:
                 y = layer.train(training)(x.clone())
-            return y.detach(), {role: parts(layer)[name].tensor.detach() for role, name in self.names.items()}
+            return [y.detach(), *(parts(layer)[name].tensor.detach().clone() for name in self.names.values())]
 
-        def known(state):
-            y, after = called(self.make(3).train(), second.clone(), state, self)
-            return y.detach(), after
+        return self.guard.call(past)[0]
 
-        def state_of(result):
-            return [result[0], *(value.detach() for value in result[1].values())]
-
-        value, trouble = self.guard.call(lambda: (past((first, True)), past((first, True), (second, True))))
-        if trouble:
+    def changes_later(self):
+        """Return whether a layer does otherwise from its second training batch on."""
+        before, after = self.after((PAST[0], True)), self.after((PAST[0], True), (PAST[1], True))
+        if before is None or after is None:
             return False
-        before, after = value
-        expected, trouble = self.guard.call(known, {role: tensor.clone() for role, tensor in before[1].items()})
-        if trouble or alike(state_of(after), state_of(expected)):
-            between, trouble = self.guard.call(past, (first, True), (second, False), (second, True))
-            if not trouble and not {m.MODE.name, UPDATED_IN_EVAL.name} & self.found.keys():
-                self.note([] if alike(state_of(after), state_of(between)) else [m.BETWEEN])
+        state = dict(zip(self.names, before[1:], strict=True))
+
+        def fresh():
+            y, parts_after = called(self.make(3).train(), PAST[1].clone(), state, self)
+            return [y.detach(), *(parts_after[role].detach() for role in self.names)]
+
+        expected, trouble = self.guard.call(fresh)
+        if trouble or alike(after, expected):
             return False
-        mean, var = first.mean((0, 2, 3), keepdim=True), first.var((0, 2, 3), correction=0, keepdim=True)
-        if alike([after[0]], [(second - mean) / (var + 1e-5).sqrt()]):
-            self.note([m.FIRST_FOR_EVER])
+        mean, var = PAST[0].mean((0, 2, 3), keepdim=True), PAST[0].var((0, 2, 3), correction=0, keepdim=True)
+        self.note([m.FIRST_FOR_EVER] if alike([after[0]], [(PAST[1] - mean) / (var + 1e-5).sqrt()]) else [])
         return True
+
+    def look_at_evaluation_between(self):
+        """Name a layer that evaluation spoils: for training, for one value per channel, before it was trained."""
+        if self.untrained:
+            self.note([m.UNTRAINED.worded(self.untrained.located)])
+        elif self.value_in_evaluation and not {m.MODE.name, RAISES} & self.found.keys():
+            self.note([m.ONE_VALUE_EVAL])
+        if not {m.MODE.name, UPDATED_IN_EVAL.name, RAISES} & self.found.keys():
+            without, between = (
+                self.after((PAST[0], True), *evaluation, (PAST[1], True)) for evaluation in ((), [(PAST[1], False)])
+            )
+            if without is not None and between is not None and not alike(without, between):
+                self.note([m.BETWEEN])
 
     def look_at_copies(self):
         """Name what goes wrong when the layer is saved, moved, copied, or stands beside another."""
@@ -393,9 +417,20 @@ class Examination:
             return all(parts(layer)[name].tensor.dtype == torch.float64 for name in self.names.values())
 
         self.note([m.SHARED] if self.tried(beside) is False else [])
-        if self.has(*RUNNING) and not {
-            *(m.ATTRIBUTES.name, m.NOT_SAVED.name, m.AFFINE_ATTRIBUTES.name, m.SHARED.name, m.MODE.name, m.UNTRAINED.name)
-        } & self.found.keys():
+        if (
+            self.has(*RUNNING)
+            and not {
+                *(
+                    m.ATTRIBUTES.name,
+                    m.NOT_SAVED.name,
+                    m.AFFINE_ATTRIBUTES.name,
+                    m.SHARED.name,
+                    m.MODE.name,
+                    m.UNTRAINED.name,
+                )
+            }
+            & self.found.keys()
+        ):
             again, trouble = self.guard.call(reloaded)
             if trouble:
                 self.note([Mistake(m.RELOAD.name, f"after training, {trouble.located}")])
