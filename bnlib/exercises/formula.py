@@ -1,5 +1,7 @@
 """Batch normalization with a knob for each of its terms: without knobs it is right, and every mistake turns one."""
 
+import math
+
 import torch
 
 
@@ -12,17 +14,12 @@ def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
 
 def average(values, dims, by="n"):
     """Return the sum over `dims`, axes kept, divided by n, or by what was mistaken for n."""
-    n = values.numel() / max(values.sum(dims).numel(), 1)
-    divisor = {
-        "n": n,
-        "n - 1": n - 1,
-        "N": values.shape[0],
-        "H·W": n / values.shape[0],
-        "n - N": n - values.shape[0],
-        "n - H·W": n - n / values.shape[0],
-        "1": 1,
-    }[by]
-    return values.sum(dims, keepdim=True) / divisor
+    n = math.prod(values.shape[d] for d in dims)
+    if by != "n":
+        images = values.shape[0]
+        others = {"n - 1": n - 1, "N": images, "H·W": n / images, "n - N": n - images, "n - H·W": n - n / images, "1": 1}
+        n = others[by]
+    return values.sum(dims, keepdim=True) / float(n)
 
 
 def statistics(

@@ -165,7 +165,7 @@ def axes_mistakes(letters, known, wanted, **beside):
         Mistake(
             WRONG_AXES,
             f"mean and variance are taken {over(dims)}",
-            also=[dict(over=dims), *([dict(over=dims, **beside)] if beside else [])],
+            also=[dict(mean_over=dims, var_over=dims, **more) for more in ({}, beside)[: 1 + bool(beside)]],
         )
         for dims in wrong
     ]

@@ -28,9 +28,11 @@ def image_cases(affine):
     double, single = torch.float64, torch.float32
 
     def case(trait="", *, shape, eps, dtype=single, seed=1, x=None, **flags):
-        scale, mean = flags.pop("scale", 1.0), flags.pop("mean", 1.0)
+        scale, mean, neutral = flags.pop("scale", 1.0), flags.pop("mean", 1.0), flags.pop("neutral", False)
         arguments = {"x": batch(shape, seed, scale=scale, mean=mean, dtype=dtype) if x is None else x}
-        if affine:
+        if neutral:
+            arguments |= {"gamma": torch.ones(shape[1], dtype=dtype), "beta": torch.zeros(shape[1], dtype=dtype)}
+        elif affine:
             arguments = with_affine(arguments, shape[1], dtype, seed)
         return Case(arguments | {"eps": eps}, trait, **flags)
 
@@ -51,6 +53,10 @@ def image_cases(affine):
         case("a variance is tiny", shape=(2, 3, 2, 3), eps=1e-5, scale=2e-3, mean=0.01, seed=8),
         case("a variance is 0", shape=(2, 3, 2, 2), eps=1e-5, x=constant, smooth=False),
         case("the mean is large", shape=(4, 2, 2, 2), eps=1e-5, mean=4000.0, seed=10, ill=True),
+        *(
+            case(shape=(4, 3, 2, 5), eps=1e-5, scale=1000.0, dtype=double, seed=11, plain=True, neutral=neutral)
+            for neutral in (False, True)[: 1 + affine]
+        ),
     )
 
 
@@ -94,6 +100,7 @@ def grade_cases():
         Case({"scores": batch((4, 3), 6, scale=3e-3)}, "a variance is tiny"),
         Case({"scores": batch((5, 3), 8, scale=1e-4, dtype=torch.float64)}, "a variance is tiny"),
         Case({"scores": batch((8, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
+        Case({"scores": batch((5, 3), 9, scale=1000.0, mean=500.0, dtype=torch.float64)}, plain=True),
     )
 
 

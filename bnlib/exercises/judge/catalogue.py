@@ -59,12 +59,14 @@ class Case:
     trait      in words what is special about it
     ill        a rounding error of the input moves the answer a lot: only good arithmetic survives it
     smooth     False where a gradient need not exist
+    plain      some mistakes make no difference here, so that others show alone
     """
 
     arguments: dict
     trait: str = ""
     ill: bool = False
     smooth: bool = True
+    plain: bool = False
 
     @property
     def tensors(self):

@@ -2,9 +2,9 @@
 
 from .answers import SHAPE, observe, with_right_shapes, wrong_shape
 from .catalogue import Mistake
-from .explanation import explained_slopes, explanation
+from .explanation import explained_slopes, explanation, explanations
 from .search import smallest_wrong
-from .truth import close, is_right, truth, values_agree, weights, wrong_slopes
+from .truth import close, compatible, is_right, together, truth, values_agree, weights, wrong_slopes
 
 IN_PLACE, RAISES, ENDLESS = "input modified in place", "raises an error", "does not end"
 NO_GRADIENT, WRONG_GRADIENT, UNKNOWN = "no gradient", "wrong gradient", "unknown mistake"
@@ -49,14 +49,15 @@ def diagnosed(exercise, seen):
             "tensor they are given; work on a copy, or make a new one"
         )
         named[IN_PLACE] = Mistake(IN_PLACE, cause)
-    values = explained(exercise, seen)
+    sets = explanations(exercise, seen)
+    values = explained(exercise, seen, sets)
     if values is None:
         mended, odd = with_right_shapes(exercise, seen)
-        values = explained(exercise, mended) if odd else None
+        values = explained(exercise, mended, explanations(exercise, mended)) if odd else None
         if values is not None:
             named[odd.name] = odd
     if values is None:
-        values = each_result(exercise, seen) or at_times(exercise, seen, wrong)
+        values = in_part(exercise, sets) or at_times(exercise, seen, wrong)
     if values is None:
         values = unexplained(exercise, seen, wrong, bool(named))
     found = [*named.values(), *values]
@@ -68,11 +69,13 @@ def diagnosed(exercise, seen):
     return found, evidence(exercise, case, seen[case]) if seen[case].outputs else {}
 
 
-def explained(exercise, seen):
-    """Return the mistakes of the catalogue that explain everything: values, errors, gradients; None if none do."""
-    bends = explanation(exercise, seen)
-    if bends is None:
+def explained(exercise, seen, sets):
+    """Return the mistakes that explain everything: values, by a set for each result, errors, gradients; None if none."""
+    if None in sets:
         return None
+    bends = united(exercise, sets)
+    if not compatible(*bends):  # each result has an explanation, and the formula none for both
+        return [bend.mistake for bend in bends]
     ill = all(values_agree(exercise, seen[case], case, bends) for case in seen if case.ill and seen[case].outputs)
     of_arithmetic = [] if ill else [entry for entry in exercise.mistakes if not entry.variants and not entry.fit]
     more, all_explained = explained_slopes(exercise, seen, bends)
@@ -89,23 +92,29 @@ def breaks_down(exercise, case, bends):
     return outputs is None or not all(output.isfinite().all() for output in outputs)
 
 
-def each_result(exercise, seen):
-    """Return what explains each of several results by itself, None where that explains none of those that are wrong."""
-    mistakes, unknown = {}, []
-    for k, name in enumerate(exercise.results if len(exercise.results) > 1 else ()):
-        bends = explanation(exercise, seen, (k,))
-        if bends is None:
-            unknown.append(name)
-        mistakes |= {bend.mistake.name: bend.mistake for bend in bends or ()}
-    if not mistakes:
-        return None
-    return [*mistakes.values(), *([Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")] if unknown else [])]
+def united(exercise, sets):
+    """Return the bends of several results as one set, those that together are an entry of the catalogue as that entry."""
+    bends = []
+    for bend in (bend for found in sets for bend in found or ()):
+        bends += [bend] if bend.knobs not in [other.knobs for other in bends] else []
+    for whole in exercise.bends:
+        parts = [bend for bend in bends if bend.knobs.items() < whole.knobs.items()]
+        if together(parts) == whole.knobs:
+            bends = [whole, *(bend for bend in bends if bend not in parts)]
+    return tuple(bends)
+
+
+def in_part(exercise, sets):
+    """Return the mistakes that explain some results, and which are left; None where that says nothing."""
+    known = united(exercise, sets)
+    unknown = [name for name, found in zip(exercise.results, sets, strict=True) if found is None]
+    return [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")] if known else None
 
 
 def at_times(exercise, seen, wrong):
     """Return the mistakes that explain the wrong cases alone, the others being right; None if there are none."""
     some = {case: seen[case] for case in wrong if seen[case].outputs}
-    found = explanation(exercise, some, most=2) if 0 < len(wrong) < len(seen) else None
+    found = explanation(exercise, some, most=2, pairs=False) if 0 < len(wrong) < len(seen) else None
     if not found:
         return None
     when = only(exercise, seen, wrong)

@@ -20,24 +20,37 @@ FAR = 30.0  # the distance of what cannot be compared
 PRECISION = 1e-6
 
 
-def explanation(exercise, seen, picks=None, most=MOST):
-    """Return the fewest bends that give the values seen on every calm case (of the results picked); None if none do."""
+def explanations(exercise, seen):
+    """Return for each result the fewest bends that give its values, None where none do.
+
+    Few bends that give all at once come first; else each result is explained by itself.
+    """
+    results = range(len(exercise.results))
+    found = explanation(exercise, seen, most=MOST if len(results) == 1 else 3)
+    return [found] * len(results) if found or len(results) == 1 else [explanation(exercise, seen, (k,)) for k in results]
+
+
+def explanation(exercise, seen, picks=None, most=MOST, pairs=True):
+    """Return the fewest bends that give the values seen on every calm case (of the results picked); None if none do.
+
+    most, pairs  how many bends at once; whether all common pairs are tried, too
+    """
     calm = {case: observed for case, observed in seen.items() if observed.outputs and not case.ill}
-    return Explainer(exercise, calm, picks, most).run() if calm else None
+    return Explainer(exercise, calm, picks, most, pairs).run() if calm else None
 
 
 class Explainer:
     """The search for the mistakes behind one attempt's values."""
 
-    def __init__(self, exercise, calm, picks, most):
-        self.exercise, self.calm, self.most = exercise, calm, most
+    def __init__(self, exercise, calm, picks, most, pairs):
+        self.exercise, self.calm, self.most, self.pairs = exercise, calm, most, pairs
         self.picks = tuple(range(len(exercise.results))) if picks is None else picks
         fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
         wrong = [case for case in calm if not values_agree(exercise, calm[case], case, (), self.picks)]
         self.case, self.other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
-        self.targets = {
-            case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in (self.case, self.other)
-        }
+        self.telling = [self.case, *(case for case in calm if case.plain)]
+        shown = {*self.telling, self.other}
+        self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
 
@@ -45,10 +58,15 @@ class Explainer:
         """Return the fewest bends, or None."""
         with np.errstate(all="ignore"):
             found = next((bends for bends in self.attempts() if bends is not None), None)
-            for bend in found or ():  # one that changes nothing beside the others is not needed
-                rest = tuple(other for other in found if other is not bend)
-                found = rest if self.agrees(rest) else found
-            return found
+            return None if found is None else self.simplest(found)
+
+    def simplest(self, bends):
+        """Return the bends without those that change nothing beside the others, and each with no knob too many."""
+        for bend in bends:
+            rest = tuple(other for other in bends if other is not bend)
+            fewer = [(), *((less,) for less in self.bends if less.knobs.items() < bend.knobs.items())]
+            bends = next((simpler for less in fewer if self.agrees(simpler := (*rest, *less))), bends)
+        return bends
 
     def attempts(self):
         """Yield what each step of the search finds, sets of bends or None, the simplest first."""
@@ -59,21 +77,30 @@ class Explainer:
         if self.most > 1:
             yield self.first(sets[pairs], distances[pairs])
             yield self.fitted(sets[alone], numbers=False)
-        ranking, beam = np.argsort(distances, kind="stable"), []
-        for size in range(1, self.most):
-            if size <= 2:  # the table's own, and those that were grown
-                beam = [*beam, *([sets[i] for i in ranking if len(sets[i]) == size][:BEAM])]
-            grown = self.grown(beam[:BEAM])
-            distances = np.array([self.distance(bends) for bends in grown])
-            yield self.first(grown, distances)
-            yield self.fitted(beam[:BEAM])
-            beam = [grown[i] for i in np.argsort(distances, kind="stable")[:BEAM]]
+        plain = self.sketch((), self.case)
+        self.bends = [bend for bend in self.bends if self.matters(bend, plain)]
+        beam = self.promising(sets[alone])
+        for _ in range(1, self.most):
+            grown = self.grown(beam)
+            yield self.first(grown, np.array([self.distance(bends, self.case) for bends in grown]))
+            yield self.fitted(beam)
+            beam = self.promising(grown)
+
+    def matters(self, bend, plain):
+        """Return whether a bend changes the results picked on the case looked at first."""
+        bent = self.sketch((bend,), self.case)
+        return bent is None or any(not np.array_equal(bent[k], plain[k], equal_nan=True) for k in self.picks)
+
+    def promising(self, sets):
+        """Return the sets that come closest, on the plain inputs too, where other mistakes make no difference."""
+        promise = [sum(self.distance(bends, case) for case in self.telling) for bends in sets]
+        return [sets[i] for i in np.argsort(promise, kind="stable")[:BEAM]]
 
     def table(self):
         """Return sets of mistakes, the smallest first, and how far each is from what was seen."""
-        exercise, table = self.exercise, ("table", self.case, self.most > 2)
+        exercise, table = self.exercise, ("table", self.case, self.pairs)
         if table not in exercise.computed:
-            sets = list(common_sets(self.bends, self.most > 2))
+            sets = list(common_sets(self.bends, self.pairs))
             exercise.computed[table] = sets, [self.sketch(bends, self.case) for bends in sets]
         sets, sketches = exercise.computed[table]
         distances = np.zeros(len(sets))
@@ -99,9 +126,9 @@ class Explainer:
         """Return a tensor as a flat array, its rows sorted where their order is free."""
         return ordered(self.exercise, output.detach().double()).flatten().numpy()
 
-    def distance(self, bends, case=None):
+    def distance(self, bends, case):
         """Return how far the bent formula's results are from what was seen on a case."""
-        sketch, targets = self.sketch(bends, case or self.case), self.targets[case or self.case]
+        sketch, targets = self.sketch(bends, case), self.targets[case]
         if sketch is None:
             return FAR
         pairs = zip((sketch[k] for k in self.picks), targets, strict=True)
@@ -156,7 +183,7 @@ class Explainer:
         """
         if mistake.free in together(bends):
             return None
-        case = self.telling(mistake)
+        case = self.where_it_matters(mistake)
         target = np.concatenate([self.flat(self.calm[case].outputs[k]) for k in self.picks])
 
         def off(number):
@@ -177,7 +204,7 @@ class Explainer:
                 return {mistake.free: rounded}
         return {mistake.free: number}
 
-    def telling(self, mistake):
+    def where_it_matters(self, mistake):
         """Return the calm case on which two numbers that a knob may hold differ most."""
 
         def moved(case):

@@ -26,7 +26,7 @@ from ..judge.diagnosis import (
     explained,
     observed,
 )
-from ..judge.explanation import explanation
+from ..judge.explanation import explanation, explanations
 from ..judge.guard import is_stub
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
@@ -247,7 +247,7 @@ class Examination:
             return y
 
         exercise, seen = self.observed(TRAINING, training)
-        if self.has(*RUNNING) and explanation(exercise, seen, most=1) is None:
+        if self.has(*RUNNING) and explanation(exercise, seen, most=1, pairs=False) is None:
             start = {role: torch.full((8,), ROLES[role][1]) for role in RUNNING}
             for source in (after, dict.fromkeys(after, start)):
                 found = self.as_evaluation(seen, source)
@@ -265,7 +265,7 @@ class Examination:
                 if len(mean) == c:
                     arguments = case.arguments | {"running_mean": mean, "running_var": var}
                     cases[Case(arguments)] = observation.with_outputs(observation.outputs)
-        bends = explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2) if cases else None
+        bends = explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2, pairs=False) if cases else None
         return None if bends is None else [RUNS, *(bend.mistake for bend in bends)]
 
     def look_at_modes(self):
@@ -322,7 +322,8 @@ class Examination:
         found, shown = diagnosed(exercise, seen)
         if WITHOUT_NAME & {mistake.name for mistake in found}:
             of_batch = {without(case, *("running_mean", "running_var")): seen[case] for case in seen}
-            by_batch = explained(replace(self.fitting(TRAINING), cases=tuple(of_batch)), of_batch)
+            training = replace(self.fitting(TRAINING), cases=tuple(of_batch))
+            by_batch = explained(training, of_batch, explanations(training, of_batch))
             updated = self.as_evaluation(seen, after_evaluation)
             if by_batch is not None:
                 found = [EVALUATES_BATCH, *by_batch]
