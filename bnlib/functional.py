@@ -99,12 +99,13 @@ def batch_norm_loops(
 def update_running(running_mean, running_var, mean, var, n, momentum):
     """Move the running statistics, both (C,) or both None, in place towards a batch's `mean` and biased `var`.
 
-    n is how many values each channel has; what is stored is the unbiased variance, n / (n - 1) · var.
+    n is how many values each channel has; what is stored is the unbiased variance, n / (n - 1) · var. Nothing but them is
+    written into: `torch.func.vmap` may let them stand for many models' while the batch is one.
     """
     if running_mean is None:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        running.copy_((momentum * batch.detach()).add_(running, alpha=1 - momentum))
+        running.copy_((momentum * batch.detach()).add(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):

@@ -32,8 +32,8 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
-FLAT = "return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
-SPREAD = "return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat"
+FLAT = "return t.reshape(t.shape[0], t.shape[1], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
+SPREAD = "return v if v.numel() == x.shape[1] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat"
 ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
