@@ -1,9 +1,19 @@
 """Batch normalization layers: what the pure functions need to remember, and when they use it.
 
 Drop-in for `torch.nn.BatchNorm1d/2d/3d`: same constructor, buffers, `state_dict` keys, errors and numbers. They do not
-inherit from torch's, so what looks for those passes them by: in place of `torch.optim.swa_utils.update_bn` take
-`reestimate_statistics`, of `SyncBatchNorm.convert_sync_batchnorm` take `bnlib.distributed.shared`. `torch.jit.script`
-and `torch.fx` cannot read them; `torch.jit.trace`, `torch.export` and `torch.compile` can.
+inherit from torch's. So what reads a layer's attributes knows them, and what looks for torch's class does not; for that
+one `bnlib.to_torch(model)` returns the model with torch's layers.
+
+    torch's tools                                         our layers
+    nn.utils.fusion (fuse_conv_bn_eval, ..._linear_...)   fused
+    AveragedModel, DistributedDataParallel                buffers averaged, and sent to all processes
+    torch.compile, torch.jit.trace, torch.func            followed
+    torch.export                                          followed as plain arithmetic: no node `batch_norm`
+    swa_utils.update_bn                                   passed by; take `reestimate_statistics`
+    SyncBatchNorm.convert_sync_batchnorm                  passed by; take `bnlib.distributed.shared`
+    func.replace_all_batch_norm_modules_                  passed by, as by all that asks for the class `_BatchNorm`
+    ao.quantization (fuse_modules, prepare_fx)            refused with an error
+    torch.fx.symbolic_trace, torch.jit.script             refused with an error
 """
 
 import math
