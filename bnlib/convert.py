@@ -23,7 +23,7 @@ def to_torch(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for name, layer in twin.named_modules():
         if isinstance(layer, BatchNorm):
-            layer.__class__ = _torchs_class(layer, f"layer {name!r}" if name else "the model")  # they have the same attributes
+            layer.__class__ = _torchs_class(layer, name)  # they have the same attributes
     return twin
 
 
@@ -32,7 +32,8 @@ def _torchs_class(layer, name):
     mine, ours = type(layer), type_before_parametrizations(layer)
     if ours not in (BatchNorm1d, BatchNorm2d, BatchNorm3d) or "forward" in vars(layer):
         why = f"its class {ours.__name__} is not ours, only derived from it, or its forward was replaced"
-        raise TypeError(f"torch has no layer that does what {name} does: {why}; convert the model without it")
+        place = f"layer {name!r}" if name else "the model"
+        raise TypeError(f"torch has no layer that does what {place} does: {why}; convert the model without it")
     theirs = getattr(nn, ours.__name__)
     if mine is ours:
         return theirs
