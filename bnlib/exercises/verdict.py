@@ -45,7 +45,7 @@ GREEN, VERMILION, GREY = "#009E73", "#D55E00", "#666666"  # as in plots.py, whic
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to an attempt.
+    """The answer to an attempt; in an `assert` or `if` it is true where the attempt is right, unanswered it is false.
 
     ok         whether the attempt is right
     diagnosis  plain text: what is wrong, in the field's words, then what to look at
@@ -86,6 +86,9 @@ class Verdict:
         if not pairs or not comparable or not all(e.numel() for e in self.expected):
             return None
         return max((e.double() - r.double()).abs().max().item() for e, r in pairs)
+
+    def __bool__(self):
+        return self.ok and self.answered
 
     def _columns(self):
         """Return (heading, text) of input, expected and received."""
