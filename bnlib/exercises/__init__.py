@@ -22,7 +22,7 @@ import torch
 
 from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
-from .guard import global_state_kept
+from .guard import global_state_kept, nothing_on_stderr
 from .layer import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
@@ -61,7 +61,7 @@ def check(name=None, attempt=_NO_ATTEMPT):
     exercise = EXERCISES[name]
     if attempt is _NO_ATTEMPT:
         return Overview((exercise,), frozenset(_solved))
-    with global_state_kept(), torch.inference_mode(False), torch.enable_grad():
+    with global_state_kept(), nothing_on_stderr(), torch.inference_mode(False), torch.enable_grad():
         torch.set_num_threads(1)  # or the thread of each call would start a team of its own, for tensors this small
         verdict = exercise.judge(attempt)
     if verdict.ok:
