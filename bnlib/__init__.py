@@ -11,6 +11,7 @@ _HOME = {  # name -> the module it is loaded from when first used, so that `impo
     "BatchNorm1d": "layers",
     "BatchNorm2d": "layers",
     "BatchNorm3d": "layers",
+    "to_torch": "convert",
     "compare": "compare",
     "GRADES": "data",
     "load_images": "data",

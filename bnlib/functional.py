@@ -99,12 +99,13 @@ def batch_norm_loops(
 def update_running(running_mean, running_var, mean, var, n, momentum):
     """Move the running statistics, both (C,) or both None, in place towards a batch's `mean` and biased `var`.
 
-    n is how many values each channel has; what is stored is the unbiased variance, n / (n - 1) · var.
+    n is how many values each channel has; what is stored is the unbiased variance, n / (n - 1) · var. Nothing else is
+    written into: under `torch.func.vmap` they may stand for those of many models while the batch is one.
     """
     if running_mean is None:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        running.copy_((momentum * batch.detach()).add_(running, alpha=1 - momentum))
+        running.copy_((momentum * batch.detach()).add(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):
@@ -145,6 +146,11 @@ def check_arguments(input, running_mean, running_var, weight, bias, training, mo
             raise RuntimeError(
                 f"{name} should contain {channels} elements not {tensor.numel()}: "
                 f"the input {shape} has its channels on axis 1, one element for each"
+                + use_one_of(
+                    (len(shape) < 4 and shape[0] == tensor.numel(), "x[None] if it is one sample"),
+                    (tensor.numel() == 1, "x[:, None] if it has no axis for its one channel"),
+                    *((n == tensor.numel(), f"x.movedim({i}, 1) if they are on axis {i}") for i, n in enumerate(shape)),
+                )
             )
     if channels == 0:
         raise IndexError(
@@ -157,3 +163,9 @@ def check_arguments(input, running_mean, running_var, weight, bias, training, mo
             f"mixed dtype: an input of {input.dtype} goes with {' or '.join(map(str, allowed))}, got {got}; "
             "convert one of them with .to(dtype)"
         )
+
+
+def use_one_of(*readings):
+    """Return the end of a message: the advice of those (whether the sizes fit, advice) whose sizes fit."""
+    fitting = [advice for fits, advice in readings if fits]
+    return f"; use {', or '.join(fitting)}" if fitting else ""

@@ -110,7 +110,7 @@ def by_channel(t, innermost):
     t = t.float() if t.dtype.itemsize == 2 else t
     if innermost:
         return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])
-    return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped
+    return t.reshape(t.shape[0], t.shape[1], -1) if t.dim() > 2 else t  # flatten cannot be mapped
 
 
 def like(input, t, innermost):
@@ -123,11 +123,11 @@ def total(t, channels):
     sums = t.sum(0)
     if t.dim() == 3:
         return sums.sum(1)  # in two steps it rounds less than in one
-    return sums if len(sums) == channels else sums.view(-1, channels).sum(0)
+    return sums if sums.numel() == channels else sums.view(-1, channels).sum(0)
 
 
 def spread(v, x):
     """Return `v` (C,) so that it stands beside x (M, P, L) or (M, P)."""
     if x.dim() == 3:
         return v.unsqueeze(1)
-    return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat
+    return v if v.numel() == x.shape[1] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat

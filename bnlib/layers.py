@@ -1,17 +1,28 @@
 """Batch normalization layers: what the pure functions need to remember, and when they use it.
 
 Drop-in for `torch.nn.BatchNorm1d/2d/3d`: same constructor, buffers, `state_dict` keys, errors and numbers. They do not
-inherit from torch's, so what looks for those passes them by: in place of `torch.optim.swa_utils.update_bn` take
-`reestimate_statistics`, of `SyncBatchNorm.convert_sync_batchnorm` take `bnlib.distributed.shared`. `torch.jit.script`
-and `torch.fx` cannot read them; `torch.jit.trace`, `torch.export` and `torch.compile` can.
+inherit from torch's. So what reads a layer's attributes knows them, and what looks for torch's class does not; for that
+one `bnlib.to_torch(model)` returns the model with torch's layers.
+
+    torch's tools                                         our layers
+    nn.utils.fusion (fuse_conv_bn_eval, ..._linear_...)   fused
+    AveragedModel, DistributedDataParallel                buffers averaged, and sent to all processes
+    torch.compile, torch.jit.trace, torch.func            followed
+    torch.export                                          followed as plain arithmetic: no node `batch_norm`
+    swa_utils.update_bn                                   passed by; take `reestimate_statistics`
+    SyncBatchNorm.convert_sync_batchnorm                  passed by; take `bnlib.distributed.shared`
+    func.replace_all_batch_norm_modules_                  passed by, as by all that asks for the class `_BatchNorm`
+    ao.quantization (fuse_modules, prepare_fx)            refused with an error
+    torch.fx.symbolic_trace, torch.jit.script             refused with an error
 """
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .functional import batch_norm, check_arguments, update_running
+from .functional import batch_norm, check_arguments, update_running, use_one_of
 from .kernels import normalise
 
 
@@ -106,11 +117,9 @@ class BatchNorm(nn.Module):
         if input.dim() not in self.ranks:
             wanted = " or ".join(f"{rank}D" for rank in self.ranks)
             shapes = " or ".join(self.ranks.values())
-            other = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}.get(input.dim())
-            advice = f"; for this rank use {other}" if other else ""
             raise ValueError(
-                f"expected {wanted} input (got {input.dim()}D input): "
-                f"{type(self).__name__} takes {shapes}, this is {tuple(input.shape)}{advice}"
+                f"expected {wanted} input (got {input.dim()}D input): {type(self).__name__} takes {shapes}, "
+                f"this is {tuple(input.shape)}{what_it_may_be(tuple(input.shape), self.num_features, self.ranks)}"
             )
 
     def extra_repr(self):
@@ -143,6 +152,36 @@ class BatchNorm3d(BatchNorm):
     """Batch normalization of (N, C, D, H, W): statistics over N, D, H and W. See `BatchNorm`."""
 
     ranks: ClassVar = {5: "(N, C, D, H, W)"}
+
+
+def what_it_may_be(shape, channels, ranks) -> str:
+    """Return what an input of none of the `ranks` may be, as far as its sizes tell, and what to do then."""
+    rank = len(shape)
+    one_short, two_short, one_over = (ranks.get(rank + axes) for axes in (1, 2, -1))
+    flat = 2 in ranks and rank > 3 and math.prod(shape[1:]) == channels
+    unknown = not flat and channels not in (1, *shape)
+    readings = [(flat, "x.flatten(1) if all but N are features")]
+    if one_short:
+        last = rank > 1 and shape[-1] == channels
+        readings += [
+            (unknown or shape[0] == channels, f"x[None] if it is one {without('N', one_short)}"),
+            (shape[0] != channels == 1, f"x[:, None] if it is {without('C', one_short)}"),
+            (last, f"x.movedim(-1, 0)[None] if it is one {without('NC', one_short, 'C')}"),
+        ]
+    if two_short and rank:
+        readings += [(channels == 1, f"x[None, None] if it is one {without('NC', two_short)}")]
+    if one_over:
+        readings += [(shape[2] == channels, f"x.flatten(0, 1) if it is {one_over.replace('N', 'N, T')}")]
+    for layer in (BatchNorm1d, BatchNorm2d, BatchNorm3d):
+        if rank in layer.ranks:
+            readings += [(unknown or shape[1] == channels, f"{layer.__name__} if it is {layer.ranks[rank]}")]
+    return use_one_of(*readings) + (f"; no axis has {channels}, the layer's channels" if unknown else "")
+
+
+def without(axes, shape, *more):
+    """Return a shape in letters, as "(N, C, L)", without some of its axes and with others at its end."""
+    kept = [axis for axis in shape[1:-1].split(", ") if axis not in axes] + [*more]
+    return f"({', '.join(kept)}{',' * (len(kept) == 1)})"
 
 
 def traced() -> bool:

@@ -32,9 +32,10 @@ NAMES = {
     **{"NotImplementedError": "TypeError", "zeros_": "ones_", "float32": "float64", "running_mean": "running_var"},
     **{"weight": "bias", "training": "momentum", "empty": "zeros", "register_buffer": "register_parameter"},
 }
-FLAT = "return t.reshape(*t.shape[:2], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
-SPREAD = "return v if v.shape == x.shape[1:] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat"
+FLAT = "return t.reshape(t.shape[0], t.shape[1], -1) if t.dim() > 2 else t  # flatten cannot be mapped"
+SPREAD = "return v if v.numel() == x.shape[1] else v.expand(x.shape[1] // len(v), -1).reshape(-1)  # faster than repeat"
 ROW = "return t.movedim(1, -1).reshape(-1, t.shape[-1] * t.shape[1])"
+FEATURES = "flat = 2 in ranks and rank > 3 and math.prod(shape[1:]) == channels"
 EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("torch.empty becomes .zeros", "return torch.empty(num_features, device=device, dtype=dtype)"): (
         "reset_parameters fills every one of them"
@@ -46,6 +47,9 @@ EQUIVALENT = {  # (mutant, its line) -> why it may live
     ("2 becomes 3", FLAT): "three axes are left as they are",
     ("t.dim() > 2 with GtE", FLAT): "(M, P) as (M, P, 1): the same numbers, by the slower way",
     ("1 becomes 2", SPREAD): "the vector itself, by the slower way",
+    ("2 becomes 3", FEATURES): "BatchNorm1d takes both ranks, the others neither",
+    ("rank > 3 with GtE", FEATURES): "BatchNorm1d takes rank 3 and does not ask",
+    ("1 becomes 2", "last = rank > 1 and shape[-1] == channels"): "BatchNorm1d takes rank 2 and does not ask",
     ("1 becomes 2", ROW): "a column of pixels and their channels in place of a row",
 }
 

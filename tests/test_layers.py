@@ -262,6 +262,68 @@ def test_a_wrong_rank_gets_torchs_sentence_the_shapes_taken_and_the_layer_that_t
             assert ours(3)(x).shape == x.shape
 
 
+EITHER = "x[None] if it is one (C, H, W), or BatchNorm1d if it is (N, C, L)"
+MAY_BE = [  # BatchNorm…d, its channels, the shape it gets, what it says after its first sentence
+    (2, 3, (3, 8, 8), "use x[None] if it is one (C, H, W)"),
+    (2, 3, (5, 3, 8), "use BatchNorm1d if it is (N, C, L)"),
+    (2, 3, (3, 3, 8), f"use {EITHER}"),
+    (2, 7, (3, 8, 8), f"use {EITHER}; no axis has 7, the layer's channels"),
+    (2, 3, (8, 8, 3), "use x.movedim(-1, 0)[None] if it is one (H, W, C)"),
+    (2, 1, (8, 5, 5), "use x[:, None] if it is (N, H, W)"),
+    (2, 1, (1, 5, 5), "use x[None] if it is one (C, H, W)"),
+    (2, 1, (5, 5), "use x[None, None] if it is one (H, W)"),
+    (2, 3, (8, 3), "use BatchNorm1d if it is (N, C)"),
+    (2, 3, (2, 4, 3, 5, 5), "use x.flatten(0, 1) if it is (N, T, C, H, W)"),
+    (2, 3, (2, 3, 4, 5, 5), "use BatchNorm3d if it is (N, C, D, H, W)"),
+    (3, 3, (3, 4, 5, 5), "use x[None] if it is one (C, D, H, W)"),
+    (3, 3, (2, 3, 5, 5), "use BatchNorm2d if it is (N, C, H, W)"),
+    (3, 1, (4, 5, 5), "use x[None, None] if it is one (D, H, W)"),
+    (3, 3, (3, 5, 5), ""),
+    (1, 5, (5,), "use x[None] if it is one (C,)"),
+    (1, 1, (7,), "use x[:, None] if it is (N,), or x[None, None] if it is one (L,)"),
+    (1, 1, (), ""),
+    (1, 32, (8, 2, 4, 4), "use x.flatten(1) if all but N are features"),
+    (1, 5, (8, 5, 4, 4), "use BatchNorm2d if it is (N, C, H, W)"),
+    (1, 5, (2, 3, 4, 6, 7, 8), "no axis has 5, the layer's channels"),
+    (1, 5, (5, 7), "use x[None] if it is one sample, or x.movedim(0, 1) if they are on axis 0"),
+    (1, 5, (8, 7, 5), "use x.movedim(2, 1) if they are on axis 2"),
+    (1, 1, (8, 7), "use x[:, None] if it has no axis for its one channel"),
+    (2, 3, (3, 8, 5, 5), "use x.movedim(0, 1) if they are on axis 0"),
+    (1, 5, (3, 4), ""),
+]
+
+
+@pytest.mark.parametrize(("dims", "channels", "shape", "advice"), MAY_BE)
+def test_what_an_input_may_be_is_said_as_far_as_its_sizes_tell(dims, channels, shape, advice):
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        getattr(bnlib, f"BatchNorm{dims}d")(channels)(torch.ones(shape))
+    assert str(caught.value).partition("; ")[2] == advice
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_an_input_that_follows_the_advice_is_taken(channels):
+    followed = 0
+    for ours, theirs, _ in LAYERS:
+        for shape in (shape for rank in range(6) for shape in product((1, 2, 3), repeat=rank)):
+            x = torch.ones(shape)
+            try:
+                theirs(channels).eval()(x)
+            except (ValueError, RuntimeError) as error:
+                layer = ours(channels).eval()
+                with pytest.raises(type(error), match=re.escape(str(error))) as caught:
+                    layer(x)
+                if isinstance(error, ValueError) and "no axis has" not in str(caught.value):
+                    for code in re.findall(r"(?:use|or) (x\S.*?) if", str(caught.value)):
+                        assert layer(eval(code)).numel() == x.numel(), f"{shape}: {caught.value}"
+                        followed += 1
+                    for name in re.findall(r"(?:use|or) (BatchNorm\dd) if", str(caught.value)):
+                        assert getattr(bnlib, name)(channels).eval()(x).shape == shape
+                        followed += 1
+            else:
+                assert ours(channels).eval()(x).shape == shape
+    assert followed
+
+
 @EVERY_LAYER
 def test_one_value_per_channel_is_refused_in_training_only(ours, theirs, shape):
     one = torch.ones((1, 3, *(1 for _ in shape[2:])))

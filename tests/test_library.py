@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the ground up; a module imports only from the floors below its own
     {"functional", "kernels", "plots"},
     {"layers", "compare", "data"},
-    {"models", "history", "selfcheck"},
+    {"models", "convert", "history", "selfcheck"},
     {"checkpoint"},
     {"training"},
     {"distributed"},

@@ -23,7 +23,7 @@ import torch
 from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
 from .judge import Verdict
-from .judge.guard import global_state_kept
+from .judge.guard import global_state_kept, nothing_on_stderr
 from .layer.examination import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
@@ -61,7 +61,7 @@ def check(name=None, attempt=_NO_ATTEMPT):
     exercise = EXERCISES[name]
     if attempt is _NO_ATTEMPT:
         return Overview((exercise,), frozenset(_solved))
-    with global_state_kept(), torch.inference_mode(False), torch.enable_grad():
+    with global_state_kept(), nothing_on_stderr(), torch.inference_mode(False), torch.enable_grad():
         torch.set_num_threads(1)  # or the thread of each call would start a team of its own, for tensors this small
         verdict = exercise.judge(attempt)
     if verdict.ok:
@@ -71,10 +71,13 @@ def check(name=None, attempt=_NO_ATTEMPT):
 
 @dataclass(frozen=True)
 class Overview:
-    """Exercises as a list: lesson, name, whether it is solved, the task."""
+    """Exercises as a list: lesson, name, whether it is solved, the task; true where all of them are solved."""
 
     exercises: tuple
     solved: frozenset
+
+    def __bool__(self):
+        return all(exercise.name in self.solved for exercise in self.exercises)
 
     def _rows(self):
         for exercise in self.exercises:

@@ -5,6 +5,8 @@ import ctypes
 import dis
 import io
 import linecache
+import logging
+import os
 import random
 import re
 import sys
@@ -14,6 +16,7 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,7 +48,8 @@ class Guard:
     """Call a reader's function: `call(function, *args)` returns (value, None) or (None, Trouble).
 
     Each call runs in a thread of its own, so that it can be left behind whatever it is stuck in (on any system, from a
-    notebook's main thread too), and starts from the same seeds. What the first call prints is shown, the rest is not.
+    notebook's main thread too), and starts from the same seeds. What the first call prints is shown, the rest is not;
+    what it prints on stderr is shown on stdout.
     """
 
     def __init__(self):
@@ -63,7 +67,12 @@ class Guard:
 
         printed = io.StringIO() if self._quiet else sys.stdout
         self._quiet = True
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        handlers = logging.root.handlers[:]
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(0)
             random.seed(0)
@@ -75,6 +84,7 @@ class Guard:
                     worker.join(SLICE)
             finally:
                 stop(worker)
+                logging.root.handlers[:] = handlers  # without one that logging made to write into `printed`
         if "value" in done:
             return done["value"], None
         error = done.get("error", Stopped())
@@ -122,6 +132,26 @@ def global_state_kept():
                 write(value)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+
+
+@contextlib.contextmanager
+def nothing_on_stderr():
+    """Let nothing reach standard error, whoever writes: Python, loggers and bars, threads, C code, child processes.
+
+    A grader of notebooks (nbgrader) takes whatever a cell writes there for a failure.
+    """
+    with contextlib.ExitStack() as stack:
+        for stream in {sys.stderr, sys.__stderr__} - {None}:  # None: a Python without a console
+            stack.enter_context(mock.patch.object(stream, "write", len))  # a log's handler may hold it
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        with contextlib.suppress(OSError):  # no such descriptor, no console again
+            stack.callback(os.close, kept := os.dup(2))
+            stack.callback(os.dup2, kept, 2)
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        if sys.__stderr__ is not None:
+            stack.callback(sys.__stderr__.flush)  # while it still leads nowhere
+        yield
 
 
 def is_stub(function) -> bool:

@@ -17,7 +17,7 @@ GREEN, VERMILION, GREY = "#009E73", "#D55E00", "#666666"  # as in plots.py, whic
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to an attempt.
+    """The answer to an attempt; in an `assert` or `if` it is true where the attempt is right, unanswered it is false.
 
     ok         whether the attempt is right
     diagnosis  plain text: what is wrong, in the field's words, then what to look at
