@@ -185,18 +185,18 @@ def divided(y, var, eps, spread, place):
         return y / (var if spread == "variance" else var**2)
     var = var.sqrt() if spread == "double root" else var
     below = {
-        "inside": (var + eps).sqrt(),
-        "outside": var.sqrt() + eps,
-        "both": (var + eps).sqrt() + eps,
-        "missing": var.sqrt(),
-        "numerator": var.sqrt(),
-        "after": var.sqrt(),
-        "clamped": var.clamp_min(eps).sqrt(),
-        "root clamped": var.sqrt().clamp_min(eps),
-        "squared": (var + eps**2).sqrt(),
-        "subtracted": (var - eps).sqrt(),
-        "subtracted outside": var.sqrt() - eps,
-    }[place]
+        "inside": lambda: (var + eps).sqrt(),
+        "outside": lambda: var.sqrt() + eps,
+        "both": lambda: (var + eps).sqrt() + eps,
+        "missing": lambda: var.sqrt(),
+        "numerator": lambda: var.sqrt(),
+        "after": lambda: var.sqrt(),
+        "clamped": lambda: var.clamp_min(eps).sqrt(),
+        "root clamped": lambda: var.sqrt().clamp_min(eps),
+        "squared": lambda: (var + eps**2).sqrt(),
+        "subtracted": lambda: (var - eps).sqrt(),
+        "subtracted outside": lambda: var.sqrt() - eps,
+    }[place]()
     return y * below if spread == "multiplied" else y / below
 
 

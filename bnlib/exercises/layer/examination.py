@@ -319,17 +319,16 @@ class Examination:
             found = [m.CUMULATIVE]
         self.note(found, shown)
         exercise, seen = self.observed(evaluating(by_grad), evaluation)
-        found, shown = diagnosed(exercise, seen)
-        if WITHOUT_NAME & {mistake.name for mistake in found}:
-            of_batch = {without(case, *("running_mean", "running_var")): seen[case] for case in seen}
-            training = replace(self.fitting(TRAINING), cases=tuple(of_batch))
-            by_batch = explained(training, of_batch, explanations(training, of_batch))
+        if explanation(exercise, seen, most=1, pairs=False) is None:
+            first = evidence(exercise, *next(iter(seen.items())))
             updated = self.as_evaluation(seen, after_evaluation)
-            if by_batch is not None:
-                found = [EVALUATES_BATCH, *by_batch]
-            elif updated is not None:
-                found = [UPDATED_IN_EVAL, *updated[1:]]
-        self.note(found, shown)
+            if updated is not None:
+                return self.note([UPDATED_IN_EVAL, *updated[1:]], first)
+            of_batch = {without(case, "running_mean", "running_var"): seen[case] for case in seen}
+            bends = explanation(replace(TRAINING, cases=tuple(of_batch)), of_batch, most=3, pairs=False)
+            if bends is not None:
+                return self.note([EVALUATES_BATCH, *(bend.mistake for bend in bends)], first)
+        return self.note(*diagnosed(exercise, seen))
 
     def averages_all(self):
         """Return whether two batches weigh the same in a new layer's running mean."""
