@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise, product
+from os.path import commonprefix
 from unittest.mock import patch
 
 import torch
@@ -42,12 +43,10 @@ TABLE = (
     "Linear 256→120      (B, 120)\nBatchNorm           (B, 120)\nSigmoid             (B, 120)\n"
     "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
 )
-CAUSES = {  # {at} is where a mistake shows
-    # the layers
+TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
+UPDATED, MODE = "running statistics updated in eval", "mode taken from grad mode"
+CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
-    "wrong number of channels": "{at}",
-    "wrong number of features": "{at}",
-    "sizes do not fit": "{at}",
     "wrong kernel size": "{at}; the table has 5×5",
     "padding": "{at}; the table has no padding, 28 → 24 → 12 → 8 → 4",
     "stride": "{at}; in the table it is 1, and the pooling halves the sides",
@@ -56,82 +55,65 @@ CAUSES = {  # {at} is where a mistake shows
     "bias missing": "{at} has no bias, and no batch norm's β stands in for it",
     "layer not registered": "{at}: its parameters are not among model.parameters(), so nothing trains them",
     NO_GRADIENT: "no gradient reaches {at}: is something detached, or frozen?",
-    RAISES: "{at}",
-    # between them
+    "result not used": "what {at} gives is not used; what went in goes on: assign the result, `x = norm(x)`",
     "flatten missing": "{at}; flatten what the last pooling gives to (B, 256) first",
     "flattened to the wrong size": "{at}; keep the batch: `x.flatten(1)`",
-    "images mixed when flattened": "behind {at}, the features are cut into rows that are not one image each: keep the "
-    "batch, `x.flatten(1)`",
-    "channels last when flattened": "behind {at}, the features are flattened with the channels last; nn.Flatten keeps "
-    "(C, H, W)",
-    "activation missing": "no activation follows {at}; without one, layers collapse into one linear map; the table has "
-    "Sigmoid after each batch norm",
+    "images mixed when flattened": "behind {at}, a row is not one image: keep the batch, `x.flatten(1)`",
+    "channels last when flattened": "behind {at}, the channels are flattened last; nn.Flatten keeps (C, H, W)",
+    "activation missing": "no activation follows {at}; without one, layers collapse into one linear map",
     "two activations in a row": "{at}; the table has one Sigmoid",
     "pooling missing": "no pooling follows {at}; the table has MaxPool 2 after the activation",
     "one pooling too many": "a pooling follows {at}; the table has none there",
     "pooling of another size": "{at}; the table has MaxPool 2, which halves the sides",
     "dropout added": "{at}; the table has none",
-    "images changed": "before the first layer the images are changed: {at}; the table takes them as they are",
-    UNKNOWN: "what stands {at} is not what the table has there",
-    "not finite": "{at}, a number that is not finite",
-    # the batch norms
+    "images changed": "before the first layer, the images are changed: {at}; the table takes them as they are",
+    UNKNOWN: "{at}: this is not what the table has there",
     "batch norm missing": "no batch norm follows {at}; the table has one after each layer but the last",
     "batch norm before the first convolution": "a batch norm stands before the first convolution, on the images; the "
-    "table has it after each layer",
+    "table has it right after each layer",
     "batch norm after the activation": "the batch norm stands after the activation, behind {at}; the table has it right "
     "after the layer, before its activation",
     "batch norm after the pooling": "the batch norm stands after activation and pooling, behind {at}; the table has it "
     "right after the layer, before its activation",
-    "pooling before batch norm": "the pooling comes before the batch norm, behind {at}; the table has it after batch norm "
-    "and Sigmoid",
+    "pooling before batch norm": "the pooling comes before the batch norm, behind {at}; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
     "two batch norms in a row": "{at}; the table has one",
     "one batch norm too many": "{at}; the table has one",
-    "one batch norm used twice": "{at} are the same layer, so they share γ, β and running statistics; make one for each",
+    "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
     "batch norm for another number of axes": "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear "
     "layer, (B, C), BatchNorm1d",
-    "batch norm of another size": "{at}",
     "another normalization": "there is {at}; the table has batch norm",
     "not a batch norm": "{at} gives other numbers than batch norm: try that layer in check('layer', …)",
     "batch norm without gamma and beta": "{at} has no γ and β; the table's have (affine=True, PyTorch's default)",
-    "batch norm without running statistics": "{at} keeps no running statistics; the table's do "
-    "(track_running_stats=True)",
+    "batch norm without running statistics": "{at} keeps none; the table's do (track_running_stats=True)",
     "gamma and beta are no parameters": "γ and β of {at} are no nn.Parameter, so nothing trains them",
     "plain attributes": "the running statistics of {at} are no buffers, so state_dict() leaves them out and .to(device) "
     "leaves them behind: use `register_buffer`",
     "epsilon of batch norm": "{at}; the table's have 1e-5, PyTorch's default",
-    "momentum of batch norm": "{at}; in the table 0.1 of each batch does, PyTorch's default",
-    "biased running variance": "the running variance of {at} takes in the biased variance (÷ n); in PyTorch it is the "
-    "unbiased one (÷ n − 1)",
-    "running statistics not updated": "a training batch leaves the running statistics of {at} as they were",
+    "momentum of batch norm": "{at}; in the table 0.1 of each does, PyTorch's default momentum",
+    "biased running variance": "{at} takes in the biased variance (÷ n); PyTorch's takes the unbiased one (÷ n − 1)",
+    "running statistics not updated": "a training batch leaves those of {at} as they were",
     "running statistics of a batch norm": "after a training batch, those of {at} are not what torch.nn's would be: try "
     "that layer in check('layer', …)",
-    "running statistics updated in eval": "eval() changes the running statistics of {at}",
-    "training uses running statistics": "in train(), {at} normalises with its running statistics; there the batch's own do",
-    "evaluation uses the batch's statistics": "in eval(), {at} still normalises with the batch's own mean and variance; "
-    "there the running ones do",
-    "mode taken from grad mode": "under no_grad() {at} normalises with its running statistics, in eval() alone it does not: "
-    "ask `self.training`, not whether gradients are on",
+    UPDATED: "eval() changes the running statistics of {at}",
+    TRAINING: "in train(), {at} normalises with its running statistics; there the batch's own do",
+    EVALUATION: "in eval(), {at} still normalises with the batch's own mean and variance; there the running ones do",
+    MODE: "{at} obeys no_grad() and not eval(): ask `self.training`, not whether gradients are on",
 }
 
 # ---- what may lie between two layers
 
 ACTIVATIONS = {  # common ones first
-    "sigmoid": torch.sigmoid,
-    "ReLU": torch.relu,
-    "tanh": torch.tanh,
-    "softmax": lambda x: x.softmax(1),
-    "log softmax": lambda x: x.log_softmax(1),
-    "softmax over the batch": lambda x: x.softmax(0),
-    "log softmax over the batch": lambda x: x.log_softmax(0),
-    "softmax over the last axis": lambda x: x.softmax(-1),
-    "LeakyReLU": F.leaky_relu,
+    **{"sigmoid": torch.sigmoid, "ReLU": torch.relu, "tanh": torch.tanh},
+    **{"softmax": lambda x: x.softmax(1), "log softmax": lambda x: x.log_softmax(1)},
+    **{"softmax over the batch": lambda x: x.softmax(0), "log softmax over the batch": lambda x: x.log_softmax(0)},
+    **{"softmax over the last axis": lambda x: x.softmax(-1), "LeakyReLU": F.leaky_relu},
     **{f"LeakyReLU of slope {slope}": partial(F.leaky_relu, negative_slope=slope) for slope in (0.1, 0.2, 0.3)},
-    "PReLU": partial(F.leaky_relu, negative_slope=0.25),
-    **{"ReLU6": F.relu6, "GELU": F.gelu, "GELU by tanh": partial(F.gelu, approximate="tanh"), "SiLU": F.silu},
-    **{"ELU": F.elu, "SELU": F.selu, "Mish": F.mish, "softplus": F.softplus, "softsign": F.softsign},
-    **{"log sigmoid": F.logsigmoid, "hard sigmoid": F.hardsigmoid, "hard tanh": F.hardtanh, "hard swish": F.hardswish},
-    **{"scaled tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x), "square": torch.square, "absolute value": torch.abs},
+    **{"PReLU": partial(F.leaky_relu, negative_slope=0.25), "GELU by tanh": partial(F.gelu, approximate="tanh")},
+    **{"ReLU6": F.relu6, "GELU": F.gelu, "SiLU": F.silu, "ELU": F.elu, "SELU": F.selu, "Mish": F.mish},
+    **{"softplus": F.softplus, "softsign": F.softsign, "log sigmoid": F.logsigmoid, "hard sigmoid": F.hardsigmoid},
+    **{"hard tanh": F.hardtanh, "hard swish": F.hardswish, "scaled tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x)},
+    **{"square": torch.square, "absolute value": torch.abs},
 }
 POOLS = {"max pooling": F.adaptive_max_pool2d, "average pooling": F.adaptive_avg_pool2d}
 for window in ((3, 2, 0), (3, 2, 1), (2, 1, 0)):  # what no adaptive pooling comes to
@@ -140,32 +122,33 @@ for window in ((3, 2, 0), (3, 2, 1), (2, 1, 0)):  # what no adaptive pooling com
     POOLS[f"average pooling {how}"] = lambda x, side, window=window: F.avg_pool2d(x, *window)
 POOLS["every second pixel"] = lambda x, side: x[..., ::2, ::2]
 LAYOUTS = {
-    "": lambda x, y: x.flatten(1) if y.dim() == 2 else x,
+    "flatten": lambda x, y: x.flatten(1) if y.dim() == 2 else x,
     "channels last": lambda x, y: x.movedim(1, -1).flatten(1) if y.dim() == 2 else x,
     "mixed images": lambda x, y: x.reshape(y.shape) if x.numel() == y.numel() else x,
 }
-LAID = "flatten view reshape permute transpose squeeze unsqueeze contiguous max_pool2d boolean_dispatch".split()
+LAID = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "max_pool2d", "boolean_dispatch"}
 
 
 def leading(x, y, usual=()):
-    """Return the names of what leads from x to y, () if they are equal; the shortest way, but `usual` if that is one.
+    """Return the steps from x to y, (name, shape) each: the fewest, but those of names `usual` if they do it, too.
 
-    Returns None if nothing known does.
+    Returns None if no known ones do.
     """
     ways = [(), *((name,) for name in ACTIVATIONS), *product(list(ACTIVATIONS)[:3], repeat=2)]
     if x.dim() == 4 and x.numel() > y.numel():
         ways = [way for acts in ways for pool in POOLS for way in dict.fromkeys([(*acts, pool), (pool, *acts)])]
     side = math.isqrt(y.numel() // max(1, math.prod(x.shape[:2]))) or 1
-    for way in (tuple(name for name in usual if name not in LAYOUTS), *ways):
+    for way in (usual, *ways):
+        value, steps = x, []
         try:
-            value = x
             for name in way:
-                value = ACTIVATIONS[name](value) if name in ACTIVATIONS else POOLS[name](value, side)
-        except (RuntimeError, IndexError, KeyError):  # of another rank, or too small; a name that is only a function's
+                value = POOLS[name](value, side) if name in POOLS else ACTIVATIONS.get(name, torch.clone)(value)
+                steps += [] if name in LAYOUTS else [(name, value.shape)]
+        except (RuntimeError, IndexError):  # of another rank, or too small for the windows
             continue
         for layout, laid in LAYOUTS.items():
             if (z := laid(value, y)).shape == y.shape and close(z, y):
-                return (*way, layout) if layout else way
+                return steps + ([(layout, y.shape)] if z.shape != value.shape or layout != "flatten" else [])
     return None
 
 
@@ -184,15 +167,15 @@ WATCHED = {  # function -> (kind, its arguments)
     **{norm: ("other norm", "x") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
 }
 OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm, nn.RMSNorm)
-RUNNING = ("running_mean", "running_var")
-ROLES = dict(weight="gamma", bias="beta", running_mean="running mean", running_var="running variance")
+ROLES = dict(running_mean="running mean", running_var="running variance", weight="gamma", bias="beta")
+RUNNING = list(ROLES)[:2]
 
 
 @dataclass
 class Call:
     """A call of a layer: its kind, what was called, input and output, the tensors and settings that it works with.
 
-    before, after  the running statistics, None for each that there is not
+    before, after  the running mean and variance, None for each that there is not
     error    what was raised, where another layer stands in
     between  the names of the functions that were called since the call before
     name     in the words of the table, once it is known
@@ -211,21 +194,28 @@ class Call:
 
     @property
     def sizes(self):
-        """The numbers of inputs and outputs that its weight is made for."""
+        """The numbers of inputs and outputs that its weight is made for; None for a norm."""
         weight = self.given["weight"]
-        return weight.shape[1] * self.given.get("groups", 1), weight.shape[0]
+        return None if "norm" in self.kind else (weight.shape[1] * self.given.get("groups", 1), weight.shape[0])
+
+    @property
+    def label(self):
+        """What it is, as in the table."""
+        if self.sizes is None:
+            return type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
+        words = "{} {}→{}".format("Linear" if self.kind == "linear layer" else "Conv2d", *self.sizes)
+        return words if self.kind == "linear layer" else f"{words}, k={self.given['weight'].shape[2]}"
 
 
 class Watch(TorchFunctionMode):
     """What came of a network on a batch: the `calls` of its layers and norms, its `output`, or the `trouble`.
 
-    roles  {norm: {role: its Part}}
-    when   in which mode, or after what
+    roles   {norm: {role: its Part}}; of those that raised an error before, None: others stand in for them
     """
 
-    def __init__(self, guard, model, roles, images, training=True, when="", grad=True):
+    def __init__(self, guard, model, roles, images, training, grad=True):
         super().__init__()
-        self.roles, self.training, self.when = roles, training, when
+        self.roles, self.training, self.mode = roles, training, "train()" if training else "eval()"
         self.calls, self.between, self.odd, self.last, self.inside = [], [], [], None, False
 
         def call():
@@ -260,8 +250,8 @@ class Watch(TorchFunctionMode):
         except RuntimeError as error:
             if name not in ("view", "reshape") or args[0].dim() != 4:
                 raise
-            cause = f"{name} raises an error for {tuple(args[0].shape)}: {error}"
-            self.odd.append(("flattened to the wrong size", cause))
+            what = f"{name} raises an error for {tuple(args[0].shape)} in {self.mode}: {error}"
+            self.odd.append(("flattened to the wrong size", what))
             self.last = args[0].flatten(1)
         if not name.startswith("__get") and name not in ("size", "dim"):
             self.between.append(name)
@@ -271,19 +261,25 @@ class Watch(TorchFunctionMode):
         """Stand in for the forward of a norm."""
         return forward(x, *more) if self.inside else self.record("norm", norm, lambda: forward(x, *more), x, {})
 
-    def tensors(self, norm):
-        """Return the tensors of a norm by what they are for."""
-        held = parts(norm)
-        names = {key: self.roles[norm][role].name for key, role in ROLES.items() if role in self.roles[norm]}
-        return {key: held[name].tensor for key, name in names.items() if name in held}
-
     def record(self, kind, layer, call, x, given):
         """Record a call and return what it gives; what one that fits would give if it raises an error for its sizes."""
-        is_module, error, start = isinstance(layer, nn.Module), "", x.detach().clone()
-        given = dict(weight=None, bias=None) | (self.tensors(layer) if is_module else given)
-        before, self.inside = running(given), True
+
+        def tensors():
+            if not isinstance(layer, nn.Module):
+                return given
+            held, roles = parts(layer), self.roles[layer]
+            return {key: held[roles[role].name].tensor for key, role in ROLES.items() if role in roles}
+
+        def running():
+            found = map(tensors().get, RUNNING)
+            return [None if part is None else part.detach().double().flatten() for part in found]
+
+        error, start, before, self.inside = "", x.detach().clone(), running(), True
+        given = dict(weight=None, bias=None) | tensors()
         try:
             y = call()
+            if "norm" in kind and y.shape != x.shape:
+                raise ValueError(f"the result has shape {tuple(y.shape)}")
         except Exception as raised:
             trouble = what_was_raised(raised)
             y, error = fitting(kind, x, given, self.training), located(trouble)
@@ -291,15 +287,9 @@ class Watch(TorchFunctionMode):
                 raise
         finally:
             self.inside = False
-        after = running(self.tensors(layer) if is_module else given)
-        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, before, after, error, self.between))
+        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, before, running(), error, self.between))
         self.between, self.last = [], y
         return y
-
-
-def running(tensors):
-    """Return copies of a norm's running mean and variance, None for each that it has not."""
-    return [None if (part := tensors.get(key)) is None else part.detach().double().flatten() for key in RUNNING]
 
 
 def fitting(kind, x, given, training):
@@ -310,10 +300,10 @@ def fitting(kind, x, given, training):
         return torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
 
     if kind == "norm":
-        values = [given.get(key) for key in ROLES]
-        values = [v.flatten() if v is not None and v.numel() == x.shape[1] else None for v in values]
-        batch = training or any(value is None for value in values[2:])
-        return F.batch_norm(x, *([None, None] if batch else values[2:]), *values[:2], training=batch)
+        values = [part if part is None else part.flatten() for part in map(given.get, ROLES)]
+        values = [part if part is not None and len(part) == x.shape[1] else None for part in values]
+        batch = training or any(part is None for part in values[:2])
+        return F.batch_norm(x, *([None, None] if batch else values[:2]), *values[2:], training=batch)
     if kind == "linear layer" and x.dim() > 1 and (x.dim() > 2 or x.shape[1] != weight.shape[1]):
         return F.linear(x.flatten(1), drawn(len(weight), x[0].numel()))
     if kind == "convolution" and x.dim() == 4 and x.shape[1] != weight.shape[1] * given.get("groups", 1):
@@ -331,10 +321,8 @@ def norms_of(model):
         return "norm" in word or word in ("bn", "bn1d", "bn2d") or {"running mean", "running variance"} <= own
 
     found = [module for module in model.modules() if module is not model and normalises(module)]
-    layers = (nn.Conv2d, nn.Linear)
-    return [
-        norm for norm in found if not any(isinstance(m, layers) or m in found for m in norm.modules() if m is not norm)
-    ]
+    stops = (nn.Conv2d, nn.Linear, *map(type, found))
+    return [norm for norm in found if not any(isinstance(m, stops) for m in norm.modules() if m is not norm)]
 
 
 # ---- what is found
@@ -348,17 +336,8 @@ class Findings:
 
     def note(self, name, at="", cause=None):
         """Add a mistake, or one more place of it, or nothing if it is known."""
-        cause = self.causes.setdefault(name, cause or CAUSES[name])
-        self.places.setdefault(name, {}).setdefault(at, "" if "eval()" in cause else self.when)
-
-    def rename(self, name, to, consequence):
-        """Give a mistake the name of what is behind it, and forget what comes of it."""
-        self.causes = {
-            to if key == name else key: CAUSES.get(to) if key == name else cause
-            for key, cause in self.causes.items()
-            if key != consequence
-        }
-        self.places[to] = self.places.pop(name)
+        cause = self.causes.setdefault(name, cause or CAUSES.get(name, "{at}"))
+        self.places.setdefault(name, {}).setdefault(at, "" if "eval()" in cause + at else self.when)
 
     def mistakes(self):
         """Return them as a list of Mistake."""
@@ -366,71 +345,89 @@ class Findings:
 
 
 def listed(places):
-    """Return places as words, each with when a mistake shows there, if not from the start."""
-    *most, last = [f"{at} {when}".strip() for at, when in places.items()]
-    return f"{', '.join(most)} and {last}" if most else last
+    """Return places in a sentence, what they begin and end with said once."""
+    words = [f"{at} {when}".split() for at, when in places.items()]
+    start = commonprefix(words)[: min(map(len, words)) - 1]
+    rest = [some[len(start) :] for some in words]
+    end = commonprefix([some[::-1] for some in rest])[: min(map(len, rest)) - 1][::-1]
+    *most, last = [" ".join(some[: len(some) - len(end)]) for some in rest]
+    return " ".join([*start, f"{', '.join(most)} and {last}" if most else last, *end]).strip()
 
 
 def look(watch, images, findings):
     """Note what is wrong in what a watch saw; return what it saw as text, in the words of the table."""
-    note, calls, findings.when = findings.note, watch.calls, watch.when
-    at = [i for i, call in enumerate(calls) if call.kind in ("convolution", "linear layer")]
+    note, calls = findings.note, watch.calls
+    at = [i for i, call in enumerate(calls) if call.sizes]
     rows = aligned([calls[i] for i in at])
     for name, place in watch.odd:
         note(name, place)
     for i, row in zip(at, rows, strict=True):
-        calls[i].name = (
-            NAMES[row] if row is not None else f"one more {calls[i].kind}, {calls[i].sizes[0]}→{calls[i].sizes[1]}"
-        )
+        calls[i].name = f"one more {calls[i].kind}, {calls[i].label}" if row is None else NAMES[row]
     if not watch.trouble:
-        for row, name in enumerate(NAMES):
-            if row not in rows:
-                note("wrong number of layers", f"{name} is missing")
-        for i, row in zip(at, rows, strict=True):
-            if row is None:
-                note("wrong number of layers", f"there is {calls[i].name}")
+        for name in [name for row, name in enumerate(NAMES) if row not in rows]:
+            note("wrong number of layers", f"{name} is missing")
+        for i in [i for i, row in zip(at, rows, strict=True) if row is None]:
+            note("wrong number of layers", f"there is {calls[i].name}")
     first = calls[0].x if calls else images
-    if first.shape != images.shape:
-        note("images changed", f"{tuple(first.shape)} in place of {tuple(images.shape)}")
-    elif not close(first, images):
-        note("images changed", "other numbers than came in enter it")
-    lines = [line_of(call) for call in calls[: at[0] if at else None]]
-    if lines and at:
+    if first.shape != images.shape or not close(first, images):
+        same = first.shape == images.shape
+        note("images changed", "to other numbers" if same else f"from {tuple(images.shape)} to {tuple(first.shape)}")
+    if at and at[0] > 0:
         note("batch norm before the first convolution")
+    lines = []
     for (i, j), row in zip(pairwise([*at, len(calls)]), rows, strict=True):
-        steps, strange = [], False
-        for k in range(i, j):
-            call, following = calls[k], calls[k + 1] if k + 1 < len(calls) else None
-            if k > i:
-                call.name = f"the batch norm after {calls[i].name}"
-                steps.append("batch norm")
-                look_at_norm(call, watch, note)
-            target = following.x if following else watch.last.detach() if watch.trouble else watch.output
-            way = None if target is None else leading(call.y, target, findings.ways.get(k, ()))
-            if way is None:
-                called = [name for name in (following or watch).between if name not in LAID]
-                strange = True
-                if len(set(called)) == 1:
-                    way = (called[0],)
-                elif row is not None and (
-                    following or (row == LAST and target is not None and target.shape == (4, 10))
-                ):
-                    words = f"; called there: {', '.join(dict.fromkeys(called))}" if called else ""
-                    note(
-                        UNKNOWN,
-                        f"between {call.name} and {following.kind if following else 'the output'}",
-                        CAUSES[UNKNOWN] + words,
-                    )
-            findings.ways.setdefault(k, way or ())
-            lines += [line_of(call), *lines_of(call.y, way or (), target)]
-            steps += way or ()
+        steps, strange = between(calls[i:j], calls[j] if j < len(calls) else None, row, watch, findings, lines)
+        for call in calls[i + 1 : j]:
+            look_at_norm(call, watch, note)
         if row is not None:
-            look_at_layer(calls[i], row, note)
+            look_at_layer(calls[i], row, watch.mode, note)
             look_between(row, calls[i].name, steps, strange, j == len(calls) and watch.trouble, note)
-        if not all(call.y.isfinite().all() for call in calls[i:j]):
-            bad = next(call for call in calls[i:j] if not call.y.isfinite().all())
-            note("not finite", f"{bad.name} gives {'nan' if bad.y.isnan().any() else 'inf'}")
-    return "\n".join(lines)
+    for name, y in [*((call.name, call.y) for call in calls), ("the network", watch.output)]:
+        if isinstance(y, torch.Tensor) and not y.isfinite().all():
+            what = "nan (not a number)" if y.isnan().any() else "inf (a number too large, or a division by 0)"
+            note("not finite", f"{name} gives {what} in {watch.mode}")
+            break
+    return "\n".join(
+        f"{words[0].upper() + words[1:]:<20}({', '.join(['B', *map(str, shape)])})" for words, shape in lines
+    )
+
+
+def between(calls, following, row, watch, findings, lines):
+    """Return the names of the steps behind a layer, among them its norms, and whether there are others, unknown.
+
+    calls      of the layer and its norms; following: the next layer's, None at the end
+    """
+    steps, strange, so_far = [], False, {}
+    for call, after in zip(calls, [*calls[1:], following], strict=True):
+        if call is not calls[0]:
+            call.name = f"the batch norm after {calls[0].name}"
+            steps = [*steps, "batch norm"]
+        so_far[call.name] = steps
+        lines.append((call.label, call.y.shape[1:]))
+        target = after.x if after else watch.last.detach() if watch.trouble else watch.output
+        if target is None:
+            return steps, True
+        for source in reversed(calls[: calls.index(call) + 1] if calls[0].x is call.x else [calls[0], call]):
+            way = leading(source.y, target, findings.ways.get(call.name, ()))
+            if way is not None:
+                break
+        if way is None:
+            called = dict.fromkeys(name for name in (after or watch).between if name not in LAID)
+            known = {name.replace(" ", "").lower() for name in ACTIVATIONS}
+            strange = True
+            if len(called) == 1 and not known & set(called):
+                way = [(*called, target.shape)]
+            elif after or (row == LAST and target.shape == (len(call.x), 10)):
+                words = f" (called there: {', '.join(called)})" if called else ""
+                findings.note(UNKNOWN, f"between {call.name} and {after.kind if after else 'the output'}{words}")
+        elif source is not call:
+            findings.note("result not used", call.name)
+            steps = so_far[source.name]
+        way = way or []
+        findings.ways.setdefault(call.name, tuple(name for name, _ in way))
+        lines += [(name, shape[1:]) for name, shape in way]
+        steps = [*steps, *(name for name, _ in way)]
+    return steps, strange
 
 
 def aligned(calls):
@@ -438,87 +435,75 @@ def aligned(calls):
     count, table = min(len(calls), len(LAYERS)), list(LAYERS.values())
 
     def fit(pairs):
-        found = [(calls[i], table[row]) for i, row in pairs]
-        return sum(
-            4 * (call.kind == kind) + 2 * (call.sizes[1] == after) + (call.sizes[0] == before)
-            for call, (kind, before, after) in found
-        )
+        marks = [(calls[i].kind, *calls[i].sizes, *table[row]) for i, row in pairs]
+        return sum(4 * (kind == k) + 2 * (after == a) + (before == b) for kind, before, after, k, b, a in marks)
 
     choices = product(combinations(range(min(len(calls), 12)), count), combinations(range(len(LAYERS)), count))
     rows = dict(max((tuple(zip(*choice, strict=True)) for choice in choices), key=fit))
     return [rows.get(i) for i in range(len(calls))]
 
 
-def look_at_layer(call, row, note):
+def look_at_layer(call, row, mode, note):
     """Note in what a convolution or linear layer differs from the table's."""
     (kind, before, after), given, name = list(LAYERS.values())[row], call.given, call.name
-    sizes, wanted = "{}→{}".format(*call.sizes), f"{before}→{after}"
-    raised = f"; it gets {tuple(call.x.shape)} and raises an error" if call.error else ""
+    raised = f"; in {mode} it gets {tuple(call.x.shape)} and raises an error" if call.error else ""
     if call.kind != kind:
-        cause = f"{{at}}; the table has {'Conv2d' if kind == 'convolution' else 'Linear'} {wanted} there"
-        note(f"{call.kind} instead of {kind}", f"{name} is a {call.kind} {sizes}{raised}", cause)
-        return
+        cause = f"{{at}}; the table has {'Conv2d' if kind == 'convolution' else 'Linear'} {before}→{after} there"
+        return note(f"{call.kind} instead of {kind}", f"{name} is {call.label}{raised}", cause)
     if call.sizes != (before, after):
-        what = "channels" if kind == "convolution" else "features"
-        note(f"wrong number of {what}", f"{name} is {sizes}, the table has {wanted}{raised}")
+        what = "wrong number of " + ("channels" if kind == "convolution" else "features")
+        note(what, f"{name} is {call.sizes[0]}→{call.sizes[1]}, the table has {before}→{after}{raised}")
     elif call.error and call.x[0].numel() != before:
-        note("sizes do not fit", f"{name} is {sizes}{raised}")
-    if kind == "linear layer" and call.x.dim() != 2:
-        note("flatten missing", f"{name} gets {tuple(call.x.shape)}")
+        note("sizes do not fit", f"{name} is {before}→{after}{raised}")
     if given["bias"] is None and row == LAST:
         note("bias missing", name)
     if kind == "linear layer":
-        return
-    for what, usual in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1))):
+        return note("flatten missing", f"{name} gets {tuple(call.x.shape)}") if call.x.dim() != 2 else None
+    for what, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
         value = given.get(what, usual)
-        if ((value, value) if isinstance(value, int) else value) not in (usual, list(usual), "valid"):
+        if value not in (usual, (usual, usual), [usual, usual], "valid"):
             note(what, f"{name} has {what}={value}")
-    if tuple(given["weight"].shape[2:]) != (5, 5):
+    if given["weight"].shape[2:] != (5, 5):
         note("wrong kernel size", f"{name} has a kernel of {tuple(given['weight'].shape[2:])}")
     if given.get("groups", 1) != 1:
         note("grouped convolution", f"{name} has groups={given['groups']}")
+    return None
 
 
 def look_between(row, name, steps, strange, cut, note):
     """Note in what the steps behind a layer differ from the table's: batch norm, sigmoid, and for images a pooling.
 
-    strange  whether some of them are not known; cut  whether they end with an error
+    strange  whether some of them are not known; cut: whether they end with an error
     """
     norms, pools = steps.count("batch norm"), [step for step in steps if step in POOLS]
     acts = [step for step in steps if step not in POOLS and step not in LAYOUTS and step != "batch norm"]
-    for step, mistake in (
-        ("channels last", "channels last when flattened"),
-        ("mixed images", "images mixed when flattened"),
-    ):
-        if step in steps:
-            note(mistake, name)
+    whole, before = not (strange or cut), steps[: steps.index("batch norm")] if norms else []
+    if "channels last" in steps:
+        note("channels last when flattened", name)
+    if "mixed images" in steps:
+        note("images mixed when flattened", name)
     if row == LAST:
         for act in acts:
             cause = f"the output goes through {act}; the table ends with a linear layer, and the loss takes its numbers"
             note(f"{act} at the end", cause=cause)
-        if norms:
-            note("batch norm after the last layer")
-        return
+        return note("batch norm after the last layer") if norms else None
     if len(acts) > 1:
         note("two activations in a row", f"{' and '.join(acts)} follow {name}")
     elif acts and acts != ["sigmoid"]:
         note(f"{acts[0]} instead of sigmoid", name, f"the table has Sigmoid; {acts[0]} stands after {{at}}")
-    whole = not (strange or cut)
-    if not acts and whole:
+    elif not acts and whole:
         note("activation missing", name)
     if not norms and (whole or (acts and not cut)):
         note("batch norm missing", name)
-    if norms:
-        before = steps[: steps.index("batch norm")]
-        pooled = any(step in POOLS for step in before)
-        if any(step in acts for step in before):
-            note(f"batch norm after the {'pooling' if pooled else 'activation'}", name)
-        elif pooled:
-            note("pooling before batch norm", name)
+    if any(step in acts for step in before):
+        note(f"batch norm after the {'pooling' if any(step in POOLS for step in before) else 'activation'}", name)
+    elif any(step in POOLS for step in before):
+        note("pooling before batch norm", name)
     if norms > 1:
-        together = any(a == b == "batch norm" for a, b in pairwise(steps))
+        row_of_them = any(a == b == "batch norm" for a, b in pairwise(steps))
         note(
-            "two batch norms in a row" if together else "one batch norm too many", f"{norms} batch norms follow {name}"
+            "two batch norms in a row" if row_of_them else "one batch norm too many",
+            f"{norms} batch norms follow {name}",
         )
     if row < 2 and not pools and whole:
         note("pooling missing", name)
@@ -530,122 +515,88 @@ def look_between(row, name, steps, strange, cut, note):
             note(f"{kind} instead of max pooling", name, f"the table has MaxPool 2; {kind} stands after {{at}}")
         if kind != pool:
             note("pooling of another size", f"{pool} stands after {name}")
+    return None
 
 
 def look_at_norm(call, watch, note):
     """Note in what a norm differs from torch's batch norm as it is by default."""
     norm, given, x, name = call.layer, call.given, call.x.double(), call.name
-    kind = type(norm).__name__ if isinstance(norm, nn.Module) else norm
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
-        note("another normalization", f"{kind} in place of {name}")
-        return
+        return note("another normalization", f"{call.label} in place of {name}")
     affine = [None if part is None else part.detach().double().flatten() for part in (given["weight"], given["bias"])]
     kept = None if any(part is None for part in call.before) else call.before
-    sizes = {part.numel() for part in (*affine, *call.before) if part is not None}
+    fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *call.before))
     if call.error:
-        gets = f"{name} gets {tuple(x.shape)} and raises {call.error}"
-        axes, size = "batch norm for another number of axes", "batch norm of another size"
-        note(axes if "D input (got" in call.error else size if sizes - {x.shape[1]} else RAISES, gets)
-        return
+        axes = "batch norm for another number of axes" if "D input (got" in call.error else RAISES
+        gets = f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}"
+        return note(axes if fits or axes != RAISES else "batch norm of another size", gets)
     if affine == [None, None]:
         note("batch norm without gamma and beta", name)
     if kept is None:
         note("batch norm without running statistics", name)
-    own = watch.roles.get(norm, {}) if isinstance(norm, nn.Module) else {}
+    own = watch.roles[norm] if isinstance(norm, nn.Module) else {}
     if any(role in own and own[role].kind != "parameter" for role in ("gamma", "beta")):
         note("gamma and beta are no parameters", name)
     if any(role in own and own[role].kind == "attribute" for role in ("running mean", "running variance")):
         note("plain attributes", name)
-    if sizes - {x.shape[1]}:
-        return
+    if not fits:
+        return None
     eps = given.get("eps", getattr(norm, "eps", None))
     eps = eps if isinstance(eps, float) else 1e-5
 
-    def gives(statistics, eps=eps):
-        running = statistics or (None, None)
-        return close(F.batch_norm(x, *running, *affine, statistics is None, 0.0, eps), call.y.double())
+    def gives(statistics, eps):
+        y = F.batch_norm(x, *(statistics or (None, None)), *affine, statistics is None, 0.0, eps)
+        return close(y, call.y.double())
 
-    right, other = (None, kept) if watch.training else (kept, None)
-    if not gives(right):
+    right, other, mistake = (None, kept, TRAINING) if watch.training else (kept, None, EVALUATION)
+    if not gives(right, eps):
         eps = next((value for value in (1e-3, 1e-2, 1e-1) if gives(right, value)), eps)
         if not gives(right, eps):
-            if kept and gives(other):
-                modes = ("training uses running statistics", "evaluation uses the batch's statistics")
-                note(modes[0] if watch.training else modes[1], name)
-            else:
-                note("not a batch norm", name)
+            note(mistake if kept and gives(other, eps) else "not a batch norm", name)
     if abs(eps - 1e-5) > 1e-9:
         note("epsilon of batch norm", f"{name} has ε = {eps:g}")
     if kept:
-        mistake, place = moved(call, x.movedim(1, -1).flatten(0, -2), watch.training)
-        if mistake:
-            note(mistake, place)
+        look_at_running(call, x.movedim(1, -1).flatten(0, -2), watch.training, note)
+    return None
 
 
-def moved(call, rows, training):
-    """Return what is wrong, and where, with how the running statistics of a norm move; its input as rows of channels."""
+def look_at_running(call, rows, training, note):
+    """Note how the running statistics of a norm move that should not, or not so; given its input as rows of channels."""
     (old_mean, old_var), (mean, var), name = call.before, call.after, call.name
     step, way, scale = mean - old_mean, rows.mean(0) - old_mean, max(var.abs().max(), old_var.abs().max())
-    if not training:
-        return (None if not step.any() and torch.equal(var, old_var) else "running statistics updated in eval"), name
     share = (step @ way / (way @ way)).item()
     off = [(var - old_var - share * (rows.var(0, correction=c) - old_var)).abs().max() for c in (1, 0)]
     if not step.any() and torch.equal(var, old_var):
-        return "running statistics not updated", name
-    if close(step, share * way) and off[0] > 3e-6 * scale and off[1] < 3e-6 * scale:
-        return "biased running variance", name
-    if not close(step, share * way) or off[0] > 1e-3 * scale:
-        return "running statistics of a batch norm", name
-    right = abs(share - 0.1) < 2e-3
-    return (
-        (None, "") if right else ("momentum of batch norm", f"{share:.3g} of a batch enters the statistics of {name}")
-    )
+        return note("running statistics not updated", name) if training else None
+    if not training:
+        return note(UPDATED, name)
+    if not close(step, share * way) or min(off) > 1e-3 * scale:
+        return note("running statistics of a batch norm", name)
+    if off[0] > 3e-6 * scale > off[1]:
+        note("biased running variance", name)
+    return note("momentum of batch norm", f"{share:.3g} of a batch enters {name}") if abs(share - 0.1) > 2e-3 else None
 
 
 def look_at_all(watches, model, note):
     """Note what only several calls show: layers that are shared, or that the network does not know as its own."""
-    known, calls = {id(part) for part in (*model.parameters(), *model.buffers())}, watches[0].calls
+    known = {id(part) for part in (*model.parameters(), *model.buffers())}
     again = {id(call.given["weight"]) for watch in watches[1:] for call in watch.calls}
-    keys = [id(call.layer if isinstance(call.layer, nn.Module) else call.given["weight"]) for call in calls]
-    for call, key in zip(calls, keys, strict=True):
-        if call.kind == "norm" and keys.count(key) > 1 and call.given["weight"] is not None:
+    norms = [id(call.layer) for call in watches[0].calls if isinstance(call.layer, nn.Module)]
+    norms += [id(call.given["weight"]) for call in watches[0].calls if call.given["weight"] is not None]
+    for call in watches[0].calls:
+        weight = call.given["weight"]
+        if call.kind == "norm" and weight is not None and norms.count(id(weight)) > 1:
             note("one batch norm used twice", call.name)
-        if isinstance(call.layer, nn.Module) or call.given["weight"] is None:
+        if isinstance(call.layer, nn.Module) or weight is None:
             continue
-        if isinstance(call.given["weight"], nn.Parameter) and key not in known:
-            anew = "is made anew in each call of forward (make it in __init__)"
-            listed = "is kept where the network does not look for it (in a list? take nn.ModuleList)"
-            note("layer not registered", f"{call.name} {listed if key in again or len(watches) == 1 else anew}")
+        if isinstance(weight, nn.Parameter) and id(weight) not in known:
+            kept = len(watches) == 1 or id(weight) in again
+            how = (
+                "kept in a plain list or the like (take nn.ModuleList)" if kept else "made anew in each call of forward"
+            )
+            note("layer not registered", f"{call.name} is {how}")
         elif any(part is not None and id(part) not in known for part in map(call.given.get, RUNNING)):
             note("plain attributes", call.name)
-
-
-# ---- what was seen, in the words of the table
-
-
-def line_of(call):
-    """Return the line of a call."""
-    words = type(call.layer).__name__ if isinstance(call.layer, nn.Module) else call.layer
-    if call.kind in ("convolution", "linear layer"):
-        words = f"{'Conv2d' if call.kind == 'convolution' else 'Linear'} {call.sizes[0]}→{call.sizes[1]}"
-        words += f", k={call.given['weight'].shape[2]}" if call.kind == "convolution" else ""
-    return line(words, call.y.shape)
-
-
-def lines_of(y, way, target):
-    """Return the lines of what leads from the output of a call to the next."""
-    lines, shape = [], y.shape
-    for step in way:
-        if step in POOLS:
-            side = math.isqrt(target.numel() // math.prod(shape[:2]))
-            shape = (*shape[:2], side, side)
-        lines += [line(step[0].upper() + step[1:], shape)] if step not in LAYOUTS else []
-    return lines + ([line("Flatten", target.shape)] if target is not None and target.dim() < len(shape) else [])
-
-
-def line(words, shape):
-    """Return one line."""
-    return f"{words:<20}({', '.join(['B', *map(str, shape[1:])])})"
 
 
 # ---- the exercise
@@ -668,33 +619,35 @@ class Lenet:
     def examine(self, guard, attempt):
         """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
         findings, watches, seen = Findings(), [], ""
-        model = made(guard, attempt, findings.note)
+        note = findings.note
+        model = made(guard, attempt, note)
         if model is None:
             return findings.mistakes(), {}
         images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         roles = prepared(guard, model, images)
         for training, when in ((True, ""), (False, "in eval()"), (True, "in the second training batch")):
-            watch = Watch(guard, model, roles, images, training, when)
+            watch = Watch(guard, model, roles, images, training)
+            watches.append(watch)
+            findings.when = when
             if watch.trouble and watch.trouble.kind == "unanswered":
                 raise Unanswered
-            if not watches and not watch.trouble:
-                no_gradient(guard, watch, findings.note)
-            read_output(watch, findings.note)
+            if not watch.trouble:
+                read_output(guard, watch, note)
             lines = look(watch, images, findings)
             seen = seen or lines
-            watches.append(watch)
             if watch.trouble:
                 where = f"after {watch.calls[-1].name}" if watch.calls else "before the first layer"
-                cause = f"{located(watch.trouble)}; in {'train' if training else 'eval'}(), {where}"
-                findings.note(ENDLESS if watch.trouble.kind == "stopped" else RAISES, cause=cause)
+                cause = f"{located(watch.trouble)}; in {watch.mode}, {where}"
+                note(ENDLESS if watch.trouble.kind == "stopped" else RAISES, cause)
                 break
-        wrong = "evaluation uses the batch's statistics"
-        if wrong in findings.causes:
-            other = Findings()
-            look(Watch(guard, model, roles, images, False, grad=False), images, other)
-            if wrong not in other.causes:
-                findings.rename(wrong, "mode taken from grad mode", "running statistics updated in eval")
-        look_at_all(watches, model, findings.note)
+        findings.when = ""
+        look_at_all(watches, model, note)
+        if EVALUATION in findings.causes:
+            look(Watch(guard, model, roles, images, False, grad=False), images, other := Findings())
+            if EVALUATION not in other.causes:
+                for place in findings.places[EVALUATION]:
+                    note(MODE, place)
+                findings.causes = {key: c for key, c in findings.causes.items() if key not in (EVALUATION, UPDATED)}
         mistakes = findings.mistakes()
         example = dict(example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(seen,), shown="layers")
         return mistakes, example if mistakes else {}
@@ -709,8 +662,7 @@ def made(guard, attempt, note):
     with patch.multiple(torch.jit, script=unchanged, trace=unchanged):
         model, trouble = guard.call(attempt)
         if isinstance(model, type) and issubclass(model, nn.Module):
-            name = model.__name__
-            note(TYPE, cause=f"lenet_with_bn() returns the class {name}; make a network of it: `return {name}()`")
+            note(TYPE, f"lenet_with_bn() returns the class {model.__name__}; make a network of it: {model.__name__}()")
             model, trouble = guard.call(model)
     if holds_dots(model) or (trouble and trouble.kind == "unanswered"):
         raise Unanswered
@@ -718,20 +670,14 @@ def made(guard, attempt, note):
         hint = (
             "; write `super().__init__()` as the first line of `__init__`" if "Module.__init__" in trouble.text else ""
         )
-        note(ENDLESS if trouble.kind == "stopped" else RAISES, cause=located(trouble) + hint)
-        return None
+        return note(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + hint)
     if isinstance(model, (list, tuple)) and model and all(isinstance(part, nn.Module) for part in model):
-        note(
-            TYPE,
-            cause=f"lenet_with_bn() returns {describe(model)} layers; make a network of them: nn.Sequential(*layers)",
-        )
+        note(TYPE, f"lenet_with_bn() returns {describe(model)} layers; make a network of them: nn.Sequential(*layers)")
         model = nn.Sequential(*model)
+    if model is None:
+        return note(NOTHING, "lenet_with_bn() ends without a value: end it with `return` and the network")
     if not isinstance(model, nn.Module):
-        if model is None:
-            note(NOTHING, cause="lenet_with_bn() ends without a value: end it with `return` and the network")
-        else:
-            note(TYPE, cause=f"lenet_with_bn() returns {describe(model)}; expected an nn.Module")
-        return None
+        return note(TYPE, f"lenet_with_bn() returns {describe(model)}; expected an nn.Module")
     twin, trouble = guard.call(copy.deepcopy, model)  # it may be the reader's own, of use later
     return model if trouble else twin
 
@@ -750,37 +696,30 @@ def prepared(guard, model, images):
     return roles
 
 
-def read_output(watch, note):
-    """Make the network's output, among what it returns, a tensor of the watch; None if there is none."""
+def read_output(guard, watch, note):
+    """Note what is wrong with the form of the output, and which layers its gradient does not reach; make it a tensor."""
     y = watch.output
-    if watch.trouble:
-        return
     if y is None:
-        note(NOTHING, cause="the network's forward ends without a value: end it with `return`")
+        note(NOTHING, "the network's forward ends without a value: end it with `return`")
     elif not isinstance(y, torch.Tensor):
-        note(TYPE, cause=f"the network returns {describe(y)}; expected the output (4, 10) for four images alone")
+        note(TYPE, f"the network returns {describe(y)}; expected the output (4, 10) for four images alone")
         values = y.values() if isinstance(y, dict) else y if isinstance(y, (tuple, list)) else ()
         y = next((value for value in values if isinstance(value, torch.Tensor) and value.shape == (4, 10)), None)
     elif y.shape != (4, 10):
-        note(SHAPE, cause=f"the network returns {describe(y)}; expected (4, 10) for four images")
+        note(SHAPE, f"the network returns {describe(y)}; expected (4, 10) for four images")
     watch.output = None if y is None else y.detach()
-
-
-def no_gradient(guard, watch, note):
-    """Note the layers whose weights the gradient of the output does not reach."""
-    layers, y = [call for call in watch.calls if call.kind in ("convolution", "linear layer")], watch.output
+    if y is None or not watch.training:
+        return
+    layers = [call for call in watch.calls if call.sizes and not call.error]
     weights = [call.given["weight"] for call in layers if call.given["weight"].requires_grad]
     slopes, trouble = [None] * len(weights), None
-    if not isinstance(y, torch.Tensor):
-        return
     if y.requires_grad and weights:
         slopes, trouble = guard.call(lambda: torch.autograd.grad(y.sum(), weights, allow_unused=True))
     if trouble:
-        note(NO_GRADIENT, cause=f"the backward pass raises {located(trouble)}")
-        return
+        return note(NO_GRADIENT, "", f"the backward pass raises {located(trouble)}")
     reached = {id(weight) for weight, slope in zip(weights, slopes, strict=True) if slope is not None}
     for row, call in zip(aligned(layers), layers, strict=True):
-        if row is not None and not call.error and id(call.given["weight"]) not in reached:
+        if row is not None and id(call.given["weight"]) not in reached:
             note(NO_GRADIENT, NAMES[row])
 
 
