@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise, product
-from os.path import commonprefix
 from unittest.mock import patch
 
 import torch
@@ -44,18 +43,17 @@ TABLE = (
     "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
 )
 TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
-UPDATED, MODE = "running statistics updated in eval", "mode taken from grad mode"
+UPDATED, MODE, OWN = "running statistics updated in eval", "mode taken from grad mode", "layer not registered"
 CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
     "wrong kernel size": "{at}; the table has 5×5",
     "padding": "{at}; the table has no padding, 28 → 24 → 12 → 8 → 4",
     "stride": "{at}; in the table it is 1, and the pooling halves the sides",
-    "dilation": "{at}; in the table it is 1",
     "grouped convolution": "{at}: each output sees only some inputs",
     "bias missing": "{at} has no bias, and no batch norm's β stands in for it",
-    "layer not registered": "{at}: its parameters are not among model.parameters(), so nothing trains them",
+    OWN: "{at}: its parameters are not among model.parameters(), so nothing trains them",
     NO_GRADIENT: "no gradient reaches {at}: is something detached, or frozen?",
-    "result not used": "what {at} gives is not used; what went in goes on: assign the result, `x = norm(x)`",
+    "result not used": "what {at} gives is not used, what went in goes on: assign it, as in `x = norm(x)`",
     "flatten missing": "{at}; flatten what the last pooling gives to (B, 256) first",
     "flattened to the wrong size": "{at}; keep the batch: `x.flatten(1)`",
     "images mixed when flattened": "behind {at}, a row is not one image: keep the batch, `x.flatten(1)`",
@@ -66,16 +64,14 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "one pooling too many": "a pooling follows {at}; the table has none there",
     "pooling of another size": "{at}; the table has MaxPool 2, which halves the sides",
     "dropout added": "{at}; the table has none",
-    "images changed": "before the first layer, the images are changed: {at}; the table takes them as they are",
-    UNKNOWN: "{at}: this is not what the table has there",
+    "images changed": "before the first layer, the images are changed {at}; the table takes them as they are",
+    UNKNOWN: "what stands between {at} is not what the table has there",
     "batch norm missing": "no batch norm follows {at}; the table has one after each layer but the last",
-    "batch norm before the first convolution": "a batch norm stands before the first convolution, on the images; the "
-    "table has it right after each layer",
-    "batch norm after the activation": "the batch norm stands after the activation, behind {at}; the table has it right "
-    "after the layer, before its activation",
-    "batch norm after the pooling": "the batch norm stands after activation and pooling, behind {at}; the table has it "
-    "right after the layer, before its activation",
-    "pooling before batch norm": "the pooling comes before the batch norm, behind {at}; the table has it at the end",
+    "batch norm on the images": "one stands before the first convolution; the table has one right after each layer",
+    "batch norm after the activation": "behind {at}, the batch norm stands after the activation; its place is before it",
+    "batch norm after the pooling": "behind {at}, the batch norm stands after activation and pooling; its place is before "
+    "them, right after the layer",
+    "pooling before batch norm": "behind {at}, the pooling comes before the batch norm; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
     "two batch norms in a row": "{at}; the table has one",
     "one batch norm too many": "{at}; the table has one",
@@ -84,17 +80,15 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "layer, (B, C), BatchNorm1d",
     "another normalization": "there is {at}; the table has batch norm",
     "not a batch norm": "{at} gives other numbers than batch norm: try that layer in check('layer', …)",
-    "batch norm without gamma and beta": "{at} has no γ and β; the table's have (affine=True, PyTorch's default)",
+    "batch norm without gamma and beta": "{at} has none; the table's have (affine=True, PyTorch's default)",
     "batch norm without running statistics": "{at} keeps none; the table's do (track_running_stats=True)",
-    "gamma and beta are no parameters": "γ and β of {at} are no nn.Parameter, so nothing trains them",
-    "plain attributes": "the running statistics of {at} are no buffers, so state_dict() leaves them out and .to(device) "
-    "leaves them behind: use `register_buffer`",
+    "gamma and beta are no parameters": "those of {at} are no nn.Parameter, so nothing trains them",
+    "plain attributes": "the running statistics of {at} are no buffers: state_dict() leaves them out; `register_buffer`",
     "epsilon of batch norm": "{at}; the table's have 1e-5, PyTorch's default",
     "momentum of batch norm": "{at}; in the table 0.1 of each does, PyTorch's default momentum",
     "biased running variance": "{at} takes in the biased variance (÷ n); PyTorch's takes the unbiased one (÷ n − 1)",
     "running statistics not updated": "a training batch leaves those of {at} as they were",
-    "running statistics of a batch norm": "after a training batch, those of {at} are not what torch.nn's would be: try "
-    "that layer in check('layer', …)",
+    "running statistics of a batch norm": "those of {at} do not move as torch.nn's: try it in check('layer', …)",
     UPDATED: "eval() changes the running statistics of {at}",
     TRAINING: "in train(), {at} normalises with its running statistics; there the batch's own do",
     EVALUATION: "in eval(), {at} still normalises with the batch's own mean and variance; there the running ones do",
@@ -115,35 +109,32 @@ ACTIVATIONS = {  # common ones first
     **{"hard tanh": F.hardtanh, "hard swish": F.hardswish, "scaled tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x)},
     **{"square": torch.square, "absolute value": torch.abs},
 }
-POOLS = {"max pooling": F.adaptive_max_pool2d, "average pooling": F.adaptive_avg_pool2d}
-for window in ((3, 2, 0), (3, 2, 1), (2, 1, 0)):  # what no adaptive pooling comes to
-    how = "({}×{} windows, stride {}, padding {})".format(window[0], *window)
-    POOLS[f"max pooling {how}"] = lambda x, side, window=window: F.max_pool2d(x, *window)
-    POOLS[f"average pooling {how}"] = lambda x, side, window=window: F.avg_pool2d(x, *window)
-POOLS["every second pixel"] = lambda x, side: x[..., ::2, ::2]
+POOLS = {  # x, the side that it comes to
+    "max pooling": lambda x, side: F.max_pool2d(x, 2) if side == x.shape[-1] // 2 else F.adaptive_max_pool2d(x, side),
+    "average pooling": F.adaptive_avg_pool2d,
+    **{f"max pooling of 3×3 (padding {p})": lambda x, side, p=p: F.max_pool2d(x, 3, 2, p) for p in (0, 1)},
+    **{f"average pooling of 3×3 (padding {p})": lambda x, side, p=p: F.avg_pool2d(x, 3, 2, p) for p in (0, 1)},
+    "every second pixel": lambda x, side: x[..., ::2, ::2],
+}
 LAYOUTS = {
     "flatten": lambda x, y: x.flatten(1) if y.dim() == 2 else x,
     "channels last": lambda x, y: x.movedim(1, -1).flatten(1) if y.dim() == 2 else x,
     "mixed images": lambda x, y: x.reshape(y.shape) if x.numel() == y.numel() else x,
 }
-LAID = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "max_pool2d", "boolean_dispatch"}
 
 
 def leading(x, y, usual=()):
-    """Return the steps from x to y, (name, shape) each: the fewest, but those of names `usual` if they do it, too.
-
-    Returns None if no known ones do.
-    """
+    """Return the steps from x to y, (name, shape) each, the fewest, but those named `usual` if they do it; else None."""
     ways = [(), *((name,) for name in ACTIVATIONS), *product(list(ACTIVATIONS)[:3], repeat=2)]
     if x.dim() == 4 and x.numel() > y.numel():
         ways = [way for acts in ways for pool in POOLS for way in dict.fromkeys([(*acts, pool), (pool, *acts)])]
-    side = math.isqrt(y.numel() // max(1, math.prod(x.shape[:2]))) or 1
+    side = math.isqrt(y.numel() // math.prod(x.shape[:2])) or 1
     for way in (usual, *ways):
         value, steps = x, []
         try:
             for name in way:
-                value = POOLS[name](value, side) if name in POOLS else ACTIVATIONS.get(name, torch.clone)(value)
-                steps += [] if name in LAYOUTS else [(name, value.shape)]
+                value = POOLS[name](value, side) if name in POOLS else ACTIVATIONS[name](value)
+                steps.append((name, value.shape))
         except (RuntimeError, IndexError):  # of another rank, or too small for the windows
             continue
         for layout, laid in LAYOUTS.items():
@@ -167,8 +158,8 @@ WATCHED = {  # function -> (kind, its arguments)
     **{norm: ("other norm", "x") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
 }
 OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm, nn.RMSNorm)
+RUNNING, WORDS = ("running_mean", "running_var"), ("running mean", "running variance")
 ROLES = dict(running_mean="running mean", running_var="running variance", weight="gamma", bias="beta")
-RUNNING = list(ROLES)[:2]
 
 
 @dataclass
@@ -176,9 +167,8 @@ class Call:
     """A call of a layer: its kind, what was called, input and output, the tensors and settings that it works with.
 
     before, after  the running mean and variance, None for each that there is not
-    error    what was raised, where another layer stands in
-    between  the names of the functions that were called since the call before
-    name     in the words of the table, once it is known
+    error          what was raised, where another layer stands in
+    name, label    what it is in the network, once that is known; what it is by itself
     """
 
     kind: str
@@ -189,39 +179,36 @@ class Call:
     before: list
     after: list
     error: str
-    between: list
     name: str = ""
 
-    @property
-    def sizes(self):
-        """The numbers of inputs and outputs that its weight is made for; None for a norm."""
-        weight = self.given["weight"]
-        return None if "norm" in self.kind else (weight.shape[1] * self.given.get("groups", 1), weight.shape[0])
-
-    @property
-    def label(self):
-        """What it is, as in the table."""
-        if self.sizes is None:
-            return type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
-        words = "{} {}→{}".format("Linear" if self.kind == "linear layer" else "Conv2d", *self.sizes)
-        return words if self.kind == "linear layer" else f"{words}, k={self.given['weight'].shape[2]}"
+    def __post_init__(self):
+        self.sizes, self.weight = None, self.given["weight"]
+        self.label = type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
+        if "norm" not in self.kind:
+            after, before, *kernel = self.weight.shape
+            self.sizes = before * self.given.get("groups", 1), after
+            self.label = "{} {}→{}".format("Conv2d" if kernel else "Linear", *self.sizes)
+            self.label += f", k={kernel[0]}" if kernel else ""
 
 
 class Watch(TorchFunctionMode):
     """What came of a network on a batch: the `calls` of its layers and norms, its `output`, or the `trouble`.
 
-    roles   {norm: {role: its Part}}; of those that raised an error before, None: others stand in for them
+    roles  {norm: {role: its Part}}
+    last   what the last function gave
+    odd    what was mended on the way: (name of the mistake, where)
     """
 
     def __init__(self, guard, model, roles, images, training, grad=True):
         super().__init__()
         self.roles, self.training, self.mode = roles, training, "train()" if training else "eval()"
-        self.calls, self.between, self.odd, self.last, self.inside = [], [], [], None, False
+        self.calls, self.odd, self.last, self.inside = [], [], None, False
 
         def call():
             with ExitStack() as stack:
                 for norm in roles:
                     stack.enter_context(patch.object(norm, "forward", partial(self.norm, norm, norm.forward)))
+                stack.enter_context(patch("bnlib.batch_norm", F.batch_norm))  # so that it is seen
                 for context in (torch.compiler.set_stance("force_eager"), torch.set_grad_enabled(grad), self):
                     stack.enter_context(context)
                 return model(images.clone())
@@ -243,7 +230,7 @@ class Watch(TorchFunctionMode):
         if func in WATCHED:
             kind, names = WATCHED[func]
             given = dict(zip(names.split(), args, strict=False)) | kwargs
-            x = given.pop("x") if "x" in given else given.pop("input")
+            x = given.pop("x" if "x" in given else "input")
             return self.record(kind, name, partial(func, *args, **kwargs), x, given)
         try:
             self.last = func(*args, **kwargs)
@@ -253,8 +240,6 @@ class Watch(TorchFunctionMode):
             what = f"{name} raises an error for {tuple(args[0].shape)} in {self.mode}: {error}"
             self.odd.append(("flattened to the wrong size", what))
             self.last = args[0].flatten(1)
-        if not name.startswith("__get") and name not in ("size", "dim"):
-            self.between.append(name)
         return self.last
 
     def norm(self, norm, forward, x, *more):
@@ -266,16 +251,14 @@ class Watch(TorchFunctionMode):
 
         def tensors():
             if not isinstance(layer, nn.Module):
-                return given
+                return dict(weight=None, bias=None) | given
             held, roles = parts(layer), self.roles[layer]
-            return {key: held[roles[role].name].tensor for key, role in ROLES.items() if role in roles}
+            return {key: held[roles[role].name].tensor if role in roles else None for key, role in ROLES.items()}
 
         def running():
-            found = map(tensors().get, RUNNING)
-            return [None if part is None else part.detach().double().flatten() for part in found]
+            return [part if part is None else part.detach().double().flatten() for part in map(tensors().get, RUNNING)]
 
-        error, start, before, self.inside = "", x.detach().clone(), running(), True
-        given = dict(weight=None, bias=None) | tensors()
+        error, start, before, given, self.inside = "", x.detach().clone(), running(), tensors(), True
         try:
             y = call()
             if "norm" in kind and y.shape != x.shape:
@@ -287,8 +270,8 @@ class Watch(TorchFunctionMode):
                 raise
         finally:
             self.inside = False
-        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, before, running(), error, self.between))
-        self.between, self.last = [], y
+        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, before, running(), error))
+        self.last = y
         return y
 
 
@@ -329,15 +312,19 @@ def norms_of(model):
 
 
 class Findings:
-    """Mistakes by name, each with its cause and the places where it shows."""
+    """Mistakes by name, each with its cause and the places where it shows; `ways`: the steps that were found before."""
 
     def __init__(self):
         self.causes, self.places, self.when, self.ways = {}, {}, "", {}
 
     def note(self, name, at="", cause=None):
         """Add a mistake, or one more place of it, or nothing if it is known."""
-        cause = self.causes.setdefault(name, cause or CAUSES.get(name, "{at}"))
-        self.places.setdefault(name, {}).setdefault(at, "" if "eval()" in cause + at else self.when)
+        cause, places = (
+            self.causes.setdefault(name, cause or CAUSES.get(name, "{at}")),
+            self.places.setdefault(name, {}),
+        )
+        if at.replace("eval()", "train()") not in places:
+            places.setdefault(at, "" if "eval()" in cause + at else self.when)
 
     def mistakes(self):
         """Return them as a list of Mistake."""
@@ -345,38 +332,37 @@ class Findings:
 
 
 def listed(places):
-    """Return places in a sentence, what they begin and end with said once."""
+    """Return places in a sentence, and what they begin with only once."""
     words = [f"{at} {when}".split() for at, when in places.items()]
-    start = commonprefix(words)[: min(map(len, words)) - 1]
-    rest = [some[len(start) :] for some in words]
-    end = commonprefix([some[::-1] for some in rest])[: min(map(len, rest)) - 1][::-1]
-    *most, last = [" ".join(some[: len(some) - len(end)]) for some in rest]
-    return " ".join([*start, f"{', '.join(most)} and {last}" if most else last, *end]).strip()
+    same = 0
+    while min(map(len, words)) > same + 1 and len({some[same] for some in words}) == 1:
+        same += 1
+    *most, last = [" ".join(some[same:]) for some in words]
+    return " ".join([*words[0][:same], f"{', '.join(most)} and {last}" if most else last])
 
 
 def look(watch, images, findings):
     """Note what is wrong in what a watch saw; return what it saw as text, in the words of the table."""
-    note, calls = findings.note, watch.calls
+    note, calls, lines = findings.note, watch.calls, []
     at = [i for i, call in enumerate(calls) if call.sizes]
     rows = aligned([calls[i] for i in at])
     for name, place in watch.odd:
         note(name, place)
-    for i, row in zip(at, rows, strict=True):
+    for (i, j), row in zip(pairwise([*at, len(calls)]), rows, strict=True):
         calls[i].name = f"one more {calls[i].kind}, {calls[i].label}" if row is None else NAMES[row]
-    if not watch.trouble:
-        for name in [name for row, name in enumerate(NAMES) if row not in rows]:
-            note("wrong number of layers", f"{name} is missing")
-        for i in [i for i, row in zip(at, rows, strict=True) if row is None]:
+        for call in calls[i + 1 : j]:
+            call.name = f"the batch norm after {calls[i].name}"
+        if row is None and not watch.trouble:
             note("wrong number of layers", f"there is {calls[i].name}")
+    for name in [name for row, name in enumerate(NAMES) if row not in rows and not watch.trouble]:
+        note("wrong number of layers", f"{name} is missing")
     first = calls[0].x if calls else images
     if first.shape != images.shape or not close(first, images):
-        same = first.shape == images.shape
-        note("images changed", "to other numbers" if same else f"from {tuple(images.shape)} to {tuple(first.shape)}")
+        note("images changed", f"from {tuple(images.shape)} to {tuple(first.shape)}")
     if at and at[0] > 0:
-        note("batch norm before the first convolution")
-    lines = []
+        note("batch norm on the images")
     for (i, j), row in zip(pairwise([*at, len(calls)]), rows, strict=True):
-        steps, strange = between(calls[i:j], calls[j] if j < len(calls) else None, row, watch, findings, lines)
+        steps, strange = between(calls[i:j], [*calls, None][j], row, watch, findings, lines)
         for call in calls[i + 1 : j]:
             look_at_norm(call, watch, note)
         if row is not None:
@@ -388,45 +374,37 @@ def look(watch, images, findings):
             note("not finite", f"{name} gives {what} in {watch.mode}")
             break
     return "\n".join(
-        f"{words[0].upper() + words[1:]:<20}({', '.join(['B', *map(str, shape)])})" for words, shape in lines
+        f"{words[0].upper() + words[1:]:<20}({', '.join(['B', *map(str, shape[1:])])})" for words, shape in lines
     )
 
 
 def between(calls, following, row, watch, findings, lines):
     """Return the names of the steps behind a layer, among them its norms, and whether there are others, unknown.
 
-    calls      of the layer and its norms; following: the next layer's, None at the end
+    calls  of the layer and its norms; following: the next layer's, None at the end
     """
-    steps, strange, so_far = [], False, {}
-    for call, after in zip(calls, [*calls[1:], following], strict=True):
-        if call is not calls[0]:
-            call.name = f"the batch norm after {calls[0].name}"
-            steps = [*steps, "batch norm"]
-        so_far[call.name] = steps
-        lines.append((call.label, call.y.shape[1:]))
+    steps, strange, so_far = [], False, []
+    for i, (call, after) in enumerate(zip(calls, [*calls[1:], following], strict=True)):
+        steps = steps + ["batch norm"] * (i > 0)
+        so_far.append(steps)
+        lines.append((call.label, call.y.shape))
         target = after.x if after else watch.last.detach() if watch.trouble else watch.output
         if target is None:
             return steps, True
-        for source in reversed(calls[: calls.index(call) + 1] if calls[0].x is call.x else [calls[0], call]):
-            way = leading(source.y, target, findings.ways.get(call.name, ()))
-            if way is not None:
-                break
+        usual = findings.ways.get(call.name, ())
+        ways = (leading(source.y, target, usual) for source in reversed(calls[: i + 1]))
+        back, way = next(((k, way) for k, way in enumerate(ways) if way is not None), (0, None))
         if way is None:
-            called = dict.fromkeys(name for name in (after or watch).between if name not in LAID)
-            known = {name.replace(" ", "").lower() for name in ACTIVATIONS}
-            strange = True
-            if len(called) == 1 and not known & set(called):
-                way = [(*called, target.shape)]
-            elif after or (row == LAST and target.shape == (len(call.x), 10)):
-                words = f" (called there: {', '.join(called)})" if called else ""
-                findings.note(UNKNOWN, f"between {call.name} and {after.kind if after else 'the output'}{words}")
-        elif source is not call:
+            way, strange = [], True
+            if after or (row == LAST and target.shape == (len(call.x), 10)):
+                findings.note(UNKNOWN, f"{call.name} and {after.name if after else 'the output'}")
+        elif back:  # what a norm gives was thrown away
             findings.note("result not used", call.name)
-            steps = so_far[source.name]
-        way = way or []
-        findings.ways.setdefault(call.name, tuple(name for name, _ in way))
-        lines += [(name, shape[1:]) for name, shape in way]
-        steps = [*steps, *(name for name, _ in way)]
+            steps = so_far[i - back]
+        names = [name for name, _ in way]
+        findings.ways.setdefault(call.name, tuple(name for name in names if name not in LAYOUTS))
+        lines += way
+        steps = steps + names
     return steps, strange
 
 
@@ -458,16 +436,15 @@ def look_at_layer(call, row, mode, note):
     if given["bias"] is None and row == LAST:
         note("bias missing", name)
     if kind == "linear layer":
-        return note("flatten missing", f"{name} gets {tuple(call.x.shape)}") if call.x.dim() != 2 else None
-    for what, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        return call.x.dim() == 2 or note("flatten missing", f"{name} gets {tuple(call.x.shape)}")
+    for what, usual in (("stride", 1), ("padding", 0)):
         value = given.get(what, usual)
         if value not in (usual, (usual, usual), [usual, usual], "valid"):
             note(what, f"{name} has {what}={value}")
-    if given["weight"].shape[2:] != (5, 5):
-        note("wrong kernel size", f"{name} has a kernel of {tuple(given['weight'].shape[2:])}")
+    if call.weight.shape[2:] != (5, 5):
+        note("wrong kernel size", f"{name} has a kernel of {tuple(call.weight.shape[2:])}")
     if given.get("groups", 1) != 1:
         note("grouped convolution", f"{name} has groups={given['groups']}")
-    return None
 
 
 def look_between(row, name, steps, strange, cut, note):
@@ -476,17 +453,19 @@ def look_between(row, name, steps, strange, cut, note):
     strange  whether some of them are not known; cut: whether they end with an error
     """
     norms, pools = steps.count("batch norm"), [step for step in steps if step in POOLS]
-    acts = [step for step in steps if step not in POOLS and step not in LAYOUTS and step != "batch norm"]
-    whole, before = not (strange or cut), steps[: steps.index("batch norm")] if norms else []
-    if "channels last" in steps:
-        note("channels last when flattened", name)
-    if "mixed images" in steps:
-        note("images mixed when flattened", name)
+    acts, whole = [step for step in steps if step in ACTIVATIONS], not (strange or cut)
+    before = steps[: steps.index("batch norm")] if norms else []
+    for step, mistake in (
+        ("channels last", "channels last when flattened"),
+        ("mixed images", "images mixed when flattened"),
+    ):
+        if step in steps:
+            note(mistake, name)
     if row == LAST:
         for act in acts:
             cause = f"the output goes through {act}; the table ends with a linear layer, and the loss takes its numbers"
             note(f"{act} at the end", cause=cause)
-        return note("batch norm after the last layer") if norms else None
+        return norms and note("batch norm after the last layer")
     if len(acts) > 1:
         note("two activations in a row", f"{' and '.join(acts)} follow {name}")
     elif acts and acts != ["sigmoid"]:
@@ -496,26 +475,23 @@ def look_between(row, name, steps, strange, cut, note):
     if not norms and (whole or (acts and not cut)):
         note("batch norm missing", name)
     if any(step in acts for step in before):
-        note(f"batch norm after the {'pooling' if any(step in POOLS for step in before) else 'activation'}", name)
-    elif any(step in POOLS for step in before):
+        note(f"batch norm after the {'pooling' if any(step in pools for step in before) else 'activation'}", name)
+    elif any(step in pools for step in before):
         note("pooling before batch norm", name)
     if norms > 1:
-        row_of_them = any(a == b == "batch norm" for a, b in pairwise(steps))
-        note(
-            "two batch norms in a row" if row_of_them else "one batch norm too many",
-            f"{norms} batch norms follow {name}",
-        )
+        adjacent = any(a == b == "batch norm" for a, b in pairwise(steps))
+        many = "two batch norms in a row" if adjacent else "one batch norm too many"
+        note(many, f"{norms} batch norms follow {name}")
     if row < 2 and not pools and whole:
         note("pooling missing", name)
     for pool in pools:
-        kind = pool.split(" (")[0]
+        kind = pool.split(" of ")[0]
         if row > 1:
             note("one pooling too many", name)
         elif kind != "max pooling":
             note(f"{kind} instead of max pooling", name, f"the table has MaxPool 2; {kind} stands after {{at}}")
         if kind != pool:
             note("pooling of another size", f"{pool} stands after {name}")
-    return None
 
 
 def look_at_norm(call, watch, note):
@@ -523,24 +499,25 @@ def look_at_norm(call, watch, note):
     norm, given, x, name = call.layer, call.given, call.x.double(), call.name
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
         return note("another normalization", f"{call.label} in place of {name}")
-    affine = [None if part is None else part.detach().double().flatten() for part in (given["weight"], given["bias"])]
+    affine = [None if part is None else part.detach().double().flatten() for part in (call.weight, given["bias"])]
     kept = None if any(part is None for part in call.before) else call.before
     fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *call.before))
     if call.error:
         axes = "batch norm for another number of axes" if "D input (got" in call.error else RAISES
         gets = f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}"
         return note(axes if fits or axes != RAISES else "batch norm of another size", gets)
-    if affine == [None, None]:
-        note("batch norm without gamma and beta", name)
-    if kept is None:
-        note("batch norm without running statistics", name)
     own = watch.roles[norm] if isinstance(norm, nn.Module) else {}
-    if any(role in own and own[role].kind != "parameter" for role in ("gamma", "beta")):
-        note("gamma and beta are no parameters", name)
-    if any(role in own and own[role].kind == "attribute" for role in ("running mean", "running variance")):
-        note("plain attributes", name)
+    kinds = [{own[role].kind for role in roles if role in own} for roles in (("gamma", "beta"), WORDS)]
+    for wrong, mistake in (
+        (affine == [None, None], "batch norm without gamma and beta"),
+        (kept is None, "batch norm without running statistics"),
+        (kinds[0] - {"parameter"}, "gamma and beta are no parameters"),
+        ("attribute" in kinds[1], "plain attributes"),
+    ):
+        if wrong:
+            note(mistake, name)
     if not fits:
-        return None
+        return
     eps = given.get("eps", getattr(norm, "eps", None))
     eps = eps if isinstance(eps, float) else 1e-5
 
@@ -557,7 +534,6 @@ def look_at_norm(call, watch, note):
         note("epsilon of batch norm", f"{name} has ε = {eps:g}")
     if kept:
         look_at_running(call, x.movedim(1, -1).flatten(0, -2), watch.training, note)
-    return None
 
 
 def look_at_running(call, rows, training, note):
@@ -567,35 +543,32 @@ def look_at_running(call, rows, training, note):
     share = (step @ way / (way @ way)).item()
     off = [(var - old_var - share * (rows.var(0, correction=c) - old_var)).abs().max() for c in (1, 0)]
     if not step.any() and torch.equal(var, old_var):
-        return note("running statistics not updated", name) if training else None
+        return training and note("running statistics not updated", name)
     if not training:
         return note(UPDATED, name)
     if not close(step, share * way) or min(off) > 1e-3 * scale:
         return note("running statistics of a batch norm", name)
     if off[0] > 3e-6 * scale > off[1]:
         note("biased running variance", name)
-    return note("momentum of batch norm", f"{share:.3g} of a batch enters {name}") if abs(share - 0.1) > 2e-3 else None
+    if abs(share - 0.1) > 2e-3:
+        note("momentum of batch norm", f"{share:.3g} of a batch enters {name}")
 
 
 def look_at_all(watches, model, note):
     """Note what only several calls show: layers that are shared, or that the network does not know as its own."""
-    known = {id(part) for part in (*model.parameters(), *model.buffers())}
-    again = {id(call.given["weight"]) for watch in watches[1:] for call in watch.calls}
-    norms = [id(call.layer) for call in watches[0].calls if isinstance(call.layer, nn.Module)]
-    norms += [id(call.given["weight"]) for call in watches[0].calls if call.given["weight"] is not None]
-    for call in watches[0].calls:
-        weight = call.given["weight"]
-        if call.kind == "norm" and weight is not None and norms.count(id(weight)) > 1:
+    known, calls = {id(part) for part in (*model.parameters(), *model.buffers())}, watches[0].calls
+    again = {id(call.weight) for watch in watches[1:] for call in watch.calls}
+    for call in calls:
+        weight, running = call.weight, [part for part in map(call.given.get, RUNNING) if part is not None]
+        if call.kind == "norm" and weight is not None and sum(other.weight is weight for other in calls) > 1:
             note("one batch norm used twice", call.name)
-        if isinstance(call.layer, nn.Module) or weight is None:
+        if isinstance(call.layer, nn.Module):
             continue
         if isinstance(weight, nn.Parameter) and id(weight) not in known:
             kept = len(watches) == 1 or id(weight) in again
-            how = (
-                "kept in a plain list or the like (take nn.ModuleList)" if kept else "made anew in each call of forward"
-            )
-            note("layer not registered", f"{call.name} is {how}")
-        elif any(part is not None and id(part) not in known for part in map(call.given.get, RUNNING)):
+            how = "is kept in a plain list or the like, no nn.ModuleList" if kept else "is made anew in each forward"
+            note(OWN, f"{call.name} {how}")
+        elif any(id(part) not in known for part in running):
             note("plain attributes", call.name)
 
 
@@ -618,27 +591,24 @@ class Lenet:
 
     def examine(self, guard, attempt):
         """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
-        findings, watches, seen = Findings(), [], ""
-        note = findings.note
-        model = made(guard, attempt, note)
+        findings, watches, seen = Findings(), [], []
+        note, model = findings.note, made(guard, attempt, findings.note)
         if model is None:
             return findings.mistakes(), {}
         images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         roles = prepared(guard, model, images)
-        for training, when in ((True, ""), (False, "in eval()"), (True, "in the second training batch")):
+        for training, findings.when in ((True, ""), (False, "in eval()"), (True, "in the second training batch")):
             watch = Watch(guard, model, roles, images, training)
             watches.append(watch)
-            findings.when = when
-            if watch.trouble and watch.trouble.kind == "unanswered":
-                raise Unanswered
             if not watch.trouble:
                 read_output(guard, watch, note)
-            lines = look(watch, images, findings)
-            seen = seen or lines
+            seen.append(look(watch, images, findings))
             if watch.trouble:
+                if watch.trouble.kind == "unanswered":
+                    raise Unanswered
                 where = f"after {watch.calls[-1].name}" if watch.calls else "before the first layer"
-                cause = f"{located(watch.trouble)}; in {watch.mode}, {where}"
-                note(ENDLESS if watch.trouble.kind == "stopped" else RAISES, cause)
+                name = ENDLESS if watch.trouble.kind == "stopped" else RAISES
+                note(name, f"{located(watch.trouble)}; in {watch.mode}, {where}")
                 break
         findings.when = ""
         look_at_all(watches, model, note)
@@ -649,7 +619,7 @@ class Lenet:
                     note(MODE, place)
                 findings.causes = {key: c for key, c in findings.causes.items() if key not in (EVALUATION, UPDATED)}
         mistakes = findings.mistakes()
-        example = dict(example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(seen,), shown="layers")
+        example = dict(example=(("x", "(4, 1, 28, 28)"),), expected=(TABLE,), received=(seen[0],), shown="layers")
         return mistakes, example if mistakes else {}
 
 
@@ -667,9 +637,7 @@ def made(guard, attempt, note):
     if holds_dots(model) or (trouble and trouble.kind == "unanswered"):
         raise Unanswered
     if trouble:
-        hint = (
-            "; write `super().__init__()` as the first line of `__init__`" if "Module.__init__" in trouble.text else ""
-        )
+        hint = "; `super().__init__()` goes first in `__init__`" if "Module.__init__" in trouble.text else ""
         return note(ENDLESS if trouble.kind == "stopped" else RAISES, located(trouble) + hint)
     if isinstance(model, (list, tuple)) and model and all(isinstance(part, nn.Module) for part in model):
         note(TYPE, f"lenet_with_bn() returns {describe(model)} layers; make a network of them: nn.Sequential(*layers)")
