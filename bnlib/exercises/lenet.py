@@ -43,15 +43,14 @@ TABLE = (
     "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
 )
 TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
-UPDATED, MODE, OWN = "running statistics updated in eval", "mode taken from grad mode", "layer not registered"
+UPDATED, MODE = "running statistics updated in eval", "mode taken from grad mode"
 CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
     "wrong kernel size": "{at}; the table has 5×5",
     "padding": "{at}; the table has no padding, 28 → 24 → 12 → 8 → 4",
     "stride": "{at}; in the table it is 1, and the pooling halves the sides",
-    "grouped convolution": "{at}: each output sees only some inputs",
+    "groups": "{at}: each output sees only some inputs",
     "bias missing": "{at} has no bias, and no batch norm's β stands in for it",
-    OWN: "{at}: its parameters are not among model.parameters(), so nothing trains them",
     NO_GRADIENT: "no gradient reaches {at}: is something detached, or frozen?",
     "result not used": "what {at} gives is not used, what went in goes on: assign it, as in `x = norm(x)`",
     "flatten missing": "{at}; flatten what the last pooling gives to (B, 256) first",
@@ -59,9 +58,9 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "images mixed when flattened": "behind {at}, a row is not one image: keep the batch, `x.flatten(1)`",
     "channels last when flattened": "behind {at}, the channels are flattened last; nn.Flatten keeps (C, H, W)",
     "activation missing": "no activation follows {at}; without one, layers collapse into one linear map",
-    "two activations in a row": "{at}; the table has one Sigmoid",
+    "two activations in a row": "they follow {at}; the table has one Sigmoid there",
     "pooling missing": "no pooling follows {at}; the table has MaxPool 2 after the activation",
-    "one pooling too many": "a pooling follows {at}; the table has none there",
+    "one pooling too many": "behind {at}; the table has two, one after each convolution",
     "pooling of another size": "{at}; the table has MaxPool 2, which halves the sides",
     "dropout added": "{at}; the table has none",
     "images changed": "before the first layer, the images are changed {at}; the table takes them as they are",
@@ -73,8 +72,8 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "them, right after the layer",
     "pooling before batch norm": "behind {at}, the pooling comes before the batch norm; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
-    "two batch norms in a row": "{at}; the table has one",
-    "one batch norm too many": "{at}; the table has one",
+    "two batch norms in a row": "they follow {at}; the table has one there",
+    "one batch norm too many": "more than one follows {at}; the table has one there",
     "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
     "batch norm for another number of axes": "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear "
     "layer, (B, C), BatchNorm1d",
@@ -166,9 +165,9 @@ ROLES = dict(running_mean="running mean", running_var="running variance", weight
 class Call:
     """A call of a layer: its kind, what was called, input and output, the tensors and settings that it works with.
 
-    before, after  the running mean and variance, None for each that there is not
-    error          what was raised, where another layer stands in
-    name, label    what it is in the network, once that is known; what it is by itself
+    running  (mean, variance) before and after, None for each that there is not
+    error    what was raised, where another layer stands in
+    name     what it is in the network
     """
 
     kind: str
@@ -176,13 +175,12 @@ class Call:
     x: torch.Tensor
     y: torch.Tensor
     given: dict
-    before: list
-    after: list
+    running: tuple
     error: str
     name: str = ""
 
     def __post_init__(self):
-        self.sizes, self.weight = None, self.given["weight"]
+        self.weight, self.sizes = self.given["weight"], None
         self.label = type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
         if "norm" not in self.kind:
             after, before, *kernel = self.weight.shape
@@ -270,7 +268,7 @@ class Watch(TorchFunctionMode):
                 raise
         finally:
             self.inside = False
-        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, before, running(), error))
+        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, (before, running()), error))
         self.last = y
         return y
 
@@ -426,25 +424,22 @@ def look_at_layer(call, row, mode, note):
     (kind, before, after), given, name = list(LAYERS.values())[row], call.given, call.name
     raised = f"; in {mode} it gets {tuple(call.x.shape)} and raises an error" if call.error else ""
     if call.kind != kind:
-        cause = f"{{at}}; the table has {'Conv2d' if kind == 'convolution' else 'Linear'} {before}→{after} there"
+        cause = f"{{at}}; the table has {'Conv2d' if row < 2 else 'Linear'} {before}→{after} there"
         return note(f"{call.kind} instead of {kind}", f"{name} is {call.label}{raised}", cause)
     if call.sizes != (before, after):
-        what = "wrong number of " + ("channels" if kind == "convolution" else "features")
+        what = f"wrong number of {'channels' if row < 2 else 'features'}"
         note(what, f"{name} is {call.sizes[0]}→{call.sizes[1]}, the table has {before}→{after}{raised}")
     elif call.error and call.x[0].numel() != before:
         note("sizes do not fit", f"{name} is {before}→{after}{raised}")
-    if given["bias"] is None and row == LAST:
+    if row == LAST and given["bias"] is None:
         note("bias missing", name)
-    if kind == "linear layer":
+    if row > 1:
         return call.x.dim() == 2 or note("flatten missing", f"{name} gets {tuple(call.x.shape)}")
-    for what, usual in (("stride", 1), ("padding", 0)):
-        value = given.get(what, usual)
-        if value not in (usual, (usual, usual), [usual, usual], "valid"):
+    for what, usual in (("stride", 1), ("padding", 0), ("groups", 1)):
+        if (value := given.get(what, usual)) not in (usual, (usual, usual), [usual, usual], "valid"):
             note(what, f"{name} has {what}={value}")
     if call.weight.shape[2:] != (5, 5):
         note("wrong kernel size", f"{name} has a kernel of {tuple(call.weight.shape[2:])}")
-    if given.get("groups", 1) != 1:
-        note("grouped convolution", f"{name} has groups={given['groups']}")
 
 
 def look_between(row, name, steps, strange, cut, note):
@@ -453,42 +448,38 @@ def look_between(row, name, steps, strange, cut, note):
     strange  whether some of them are not known; cut: whether they end with an error
     """
     norms, pools = steps.count("batch norm"), [step for step in steps if step in POOLS]
-    acts, whole = [step for step in steps if step in ACTIVATIONS], not (strange or cut)
-    before = steps[: steps.index("batch norm")] if norms else []
-    for step, mistake in (
-        ("channels last", "channels last when flattened"),
-        ("mixed images", "images mixed when flattened"),
-    ):
-        if step in steps:
-            note(mistake, name)
+    acts, before = [step for step in steps if step in ACTIVATIONS], steps[: steps.index("batch norm")] if norms else []
+    act, pool, whole = set(before) & set(acts), set(before) & set(pools), not (strange or cut)
+    twice = any(a == b == "batch norm" for a, b in pairwise(steps))
+    wrong = {
+        "channels last when flattened": "channels last" in steps,
+        "images mixed when flattened": "mixed images" in steps,
+        "batch norm after the last layer": row == LAST and norms,
+    }
+    if row < LAST:
+        wrong |= {
+            "activation missing": not acts and whole,
+            "batch norm missing": not norms and (whole or (acts and not cut)),
+            "batch norm after the activation": act and not pool,
+            "batch norm after the pooling": act and pool,
+            "pooling before batch norm": pool and not act,
+            "two batch norms in a row": twice,
+            "one batch norm too many": norms > 1 and not twice,
+            "two activations in a row": len(acts) > 1,
+            "pooling missing": row < 2 and not pools and whole,
+            "one pooling too many": len(pools) > (row < 2),
+        }
+    for mistake in [mistake for mistake, shows in wrong.items() if shows]:
+        note(mistake, name)
     if row == LAST:
+        cause = "the output goes through it; the table ends with a linear layer, and the loss takes its numbers"
         for act in acts:
-            cause = f"the output goes through {act}; the table ends with a linear layer, and the loss takes its numbers"
             note(f"{act} at the end", cause=cause)
-        return norms and note("batch norm after the last layer")
-    if len(acts) > 1:
-        note("two activations in a row", f"{' and '.join(acts)} follow {name}")
-    elif acts and acts != ["sigmoid"]:
+    elif len(acts) == 1 and acts != ["sigmoid"]:
         note(f"{acts[0]} instead of sigmoid", name, f"the table has Sigmoid; {acts[0]} stands after {{at}}")
-    elif not acts and whole:
-        note("activation missing", name)
-    if not norms and (whole or (acts and not cut)):
-        note("batch norm missing", name)
-    if any(step in acts for step in before):
-        note(f"batch norm after the {'pooling' if any(step in pools for step in before) else 'activation'}", name)
-    elif any(step in pools for step in before):
-        note("pooling before batch norm", name)
-    if norms > 1:
-        adjacent = any(a == b == "batch norm" for a, b in pairwise(steps))
-        many = "two batch norms in a row" if adjacent else "one batch norm too many"
-        note(many, f"{norms} batch norms follow {name}")
-    if row < 2 and not pools and whole:
-        note("pooling missing", name)
-    for pool in pools:
+    for pool in pools[:1] if row < 2 else []:
         kind = pool.split(" of ")[0]
-        if row > 1:
-            note("one pooling too many", name)
-        elif kind != "max pooling":
+        if kind != "max pooling":
             note(f"{kind} instead of max pooling", name, f"the table has MaxPool 2; {kind} stands after {{at}}")
         if kind != pool:
             note("pooling of another size", f"{pool} stands after {name}")
@@ -496,28 +487,28 @@ def look_between(row, name, steps, strange, cut, note):
 
 def look_at_norm(call, watch, note):
     """Note in what a norm differs from torch's batch norm as it is by default."""
-    norm, given, x, name = call.layer, call.given, call.x.double(), call.name
+    norm, given, x, name, running = call.layer, call.given, call.x.double(), call.name, call.running[0]
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
         return note("another normalization", f"{call.label} in place of {name}")
     affine = [None if part is None else part.detach().double().flatten() for part in (call.weight, given["bias"])]
-    kept = None if any(part is None for part in call.before) else call.before
-    fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *call.before))
+    fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *running))
     if call.error:
         axes = "batch norm for another number of axes" if "D input (got" in call.error else RAISES
         gets = f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}"
         return note(axes if fits or axes != RAISES else "batch norm of another size", gets)
-    own = watch.roles[norm] if isinstance(norm, nn.Module) else {}
-    kinds = [{own[role].kind for role in roles if role in own} for roles in (("gamma", "beta"), WORDS)]
-    for wrong, mistake in (
-        (affine == [None, None], "batch norm without gamma and beta"),
-        (kept is None, "batch norm without running statistics"),
-        (kinds[0] - {"parameter"}, "gamma and beta are no parameters"),
-        ("attribute" in kinds[1], "plain attributes"),
-    ):
-        if wrong:
+    kinds = {role: part.kind for role, part in watch.roles[norm].items()} if isinstance(norm, nn.Module) else {}
+    kept = None if any(part is None for part in running) else running
+    for mistake, shows in {
+        "batch norm without gamma and beta": affine == [None, None],
+        "batch norm without running statistics": kept is None,
+        "gamma and beta are no parameters": {kinds.get(role, "parameter") for role in ("gamma", "beta")}
+        != {"parameter"},
+        "plain attributes": "attribute" in map(kinds.get, WORDS),
+    }.items():
+        if shows:
             note(mistake, name)
     if not fits:
-        return
+        return None
     eps = given.get("eps", getattr(norm, "eps", None))
     eps = eps if isinstance(eps, float) else 1e-5
 
@@ -532,13 +523,12 @@ def look_at_norm(call, watch, note):
             note(mistake if kept and gives(other, eps) else "not a batch norm", name)
     if abs(eps - 1e-5) > 1e-9:
         note("epsilon of batch norm", f"{name} has ε = {eps:g}")
-    if kept:
-        look_at_running(call, x.movedim(1, -1).flatten(0, -2), watch.training, note)
+    return kept and look_at_running(call, x.movedim(1, -1).flatten(0, -2), watch.training, note)
 
 
 def look_at_running(call, rows, training, note):
     """Note how the running statistics of a norm move that should not, or not so; given its input as rows of channels."""
-    (old_mean, old_var), (mean, var), name = call.before, call.after, call.name
+    ((old_mean, old_var), (mean, var)), name = call.running, call.name
     step, way, scale = mean - old_mean, rows.mean(0) - old_mean, max(var.abs().max(), old_var.abs().max())
     share = (step @ way / (way @ way)).item()
     off = [(var - old_var - share * (rows.var(0, correction=c) - old_var)).abs().max() for c in (1, 0)]
@@ -559,17 +549,23 @@ def look_at_all(watches, model, note):
     known, calls = {id(part) for part in (*model.parameters(), *model.buffers())}, watches[0].calls
     again = {id(call.weight) for watch in watches[1:] for call in watch.calls}
     for call in calls:
-        weight, running = call.weight, [part for part in map(call.given.get, RUNNING) if part is not None]
-        if call.kind == "norm" and weight is not None and sum(other.weight is weight for other in calls) > 1:
+        if "norm" in call.kind and sum(call.weight is other.weight is not None for other in calls) > 1:
             note("one batch norm used twice", call.name)
-        if isinstance(call.layer, nn.Module):
-            continue
-        if isinstance(weight, nn.Parameter) and id(weight) not in known:
-            kept = len(watches) == 1 or id(weight) in again
-            how = "is kept in a plain list or the like, no nn.ModuleList" if kept else "is made anew in each forward"
-            note(OWN, f"{call.name} {how}")
-        elif any(id(part) not in known for part in running):
-            note("plain attributes", call.name)
+        if isinstance(call.weight, nn.Parameter) and id(call.weight) not in known:
+            how = (
+                "kept in a plain list or the like, no nn.ModuleList"
+                if id(call.weight) in again or len(watches) == 1
+                else "made in forward"
+            )
+            note(
+                "layer not registered",
+                call.name,
+                f"{{at}} is {how}: it is not among model.parameters(), so nothing trains it",
+            )
+        elif not isinstance(call.layer, nn.Module):
+            running = [part for part in map(call.given.get, RUNNING) if part is not None]
+            if any(id(part) not in known for part in running):
+                note("plain attributes", call.name)
 
 
 # ---- the exercise
