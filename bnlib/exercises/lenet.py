@@ -44,12 +44,13 @@ TABLE = (
 )
 TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
 UPDATED, MODE = "running statistics updated in eval", "mode taken from grad mode"
+AXES = "batch norm for another number of axes"
 CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
     "wrong kernel size": "{at}; the table has 5×5",
     "padding": "{at}; the table has no padding, 28 → 24 → 12 → 8 → 4",
     "stride": "{at}; in the table it is 1, and the pooling halves the sides",
-    "groups": "{at}: each output sees only some inputs",
+    "grouped convolution": "{at}: each output sees only some inputs",
     "bias missing": "{at} has no bias, and no batch norm's β stands in for it",
     NO_GRADIENT: "no gradient reaches {at}: is something detached, or frozen?",
     "result not used": "what {at} gives is not used, what went in goes on: assign it, as in `x = norm(x)`",
@@ -67,22 +68,20 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     UNKNOWN: "what stands between {at} is not what the table has there",
     "batch norm missing": "no batch norm follows {at}; the table has one after each layer but the last",
     "batch norm on the images": "one stands before the first convolution; the table has one right after each layer",
-    "batch norm after the activation": "behind {at}, the batch norm stands after the activation; its place is before it",
-    "batch norm after the pooling": "behind {at}, the batch norm stands after activation and pooling; its place is before "
-    "them, right after the layer",
+    "batch norm after the activation": "behind {at}, it stands after the activation; its place is before it",
+    "batch norm after the pooling": "behind {at}, it stands after activation and pooling; its place is before them",
     "pooling before batch norm": "behind {at}, the pooling comes before the batch norm; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
     "two batch norms in a row": "they follow {at}; the table has one there",
     "one batch norm too many": "more than one follows {at}; the table has one there",
     "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
-    "batch norm for another number of axes": "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear "
-    "layer, (B, C), BatchNorm1d",
+    AXES: "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear layer, (B, C), BatchNorm1d",
     "another normalization": "there is {at}; the table has batch norm",
     "not a batch norm": "{at} gives other numbers than batch norm: try that layer in check('layer', …)",
     "batch norm without gamma and beta": "{at} has none; the table's have (affine=True, PyTorch's default)",
     "batch norm without running statistics": "{at} keeps none; the table's do (track_running_stats=True)",
     "gamma and beta are no parameters": "those of {at} are no nn.Parameter, so nothing trains them",
-    "plain attributes": "the running statistics of {at} are no buffers: state_dict() leaves them out; `register_buffer`",
+    "plain attributes": "the running statistics of {at} are no buffers, so state_dict() leaves them out",
     "epsilon of batch norm": "{at}; the table's have 1e-5, PyTorch's default",
     "momentum of batch norm": "{at}; in the table 0.1 of each does, PyTorch's default momentum",
     "biased running variance": "{at} takes in the biased variance (÷ n); PyTorch's takes the unbiased one (÷ n − 1)",
@@ -108,9 +107,11 @@ ACTIVATIONS = {  # common ones first
     **{"hard tanh": F.hardtanh, "hard swish": F.hardswish, "scaled tanh": lambda x: 1.7159 * torch.tanh(2 / 3 * x)},
     **{"square": torch.square, "absolute value": torch.abs},
 }
-POOLS = {  # x, the side that it comes to
-    "max pooling": lambda x, side: F.max_pool2d(x, 2) if side == x.shape[-1] // 2 else F.adaptive_max_pool2d(x, side),
-    "average pooling": F.adaptive_avg_pool2d,
+POOLS = {  # functions of x and the side that it comes to
+    "max pooling": lambda x, side: F.max_pool2d(x, 2),
+    "average pooling": lambda x, side: F.avg_pool2d(x, 2),
+    "max pooling of another size": F.adaptive_max_pool2d,
+    "average pooling of another size": F.adaptive_avg_pool2d,
     **{f"max pooling of 3×3 (padding {p})": lambda x, side, p=p: F.max_pool2d(x, 3, 2, p) for p in (0, 1)},
     **{f"average pooling of 3×3 (padding {p})": lambda x, side, p=p: F.avg_pool2d(x, 3, 2, p) for p in (0, 1)},
     "every second pixel": lambda x, side: x[..., ::2, ::2],
@@ -123,7 +124,7 @@ LAYOUTS = {
 
 
 def leading(x, y, usual=()):
-    """Return the steps from x to y, (name, shape) each, the fewest, but those named `usual` if they do it; else None."""
+    """Return the steps from x to y, (name, shape) each, the fewest or those named `usual`; None if no known ones do."""
     ways = [(), *((name,) for name in ACTIVATIONS), *product(list(ACTIVATIONS)[:3], repeat=2)]
     if x.dim() == 4 and x.numel() > y.numel():
         ways = [way for acts in ways for pool in POOLS for way in dict.fromkeys([(*acts, pool), (pool, *acts)])]
@@ -437,7 +438,7 @@ def look_at_layer(call, row, mode, note):
         return call.x.dim() == 2 or note("flatten missing", f"{name} gets {tuple(call.x.shape)}")
     for what, usual in (("stride", 1), ("padding", 0), ("groups", 1)):
         if (value := given.get(what, usual)) not in (usual, (usual, usual), [usual, usual], "valid"):
-            note(what, f"{name} has {what}={value}")
+            note({"groups": "grouped convolution"}.get(what, what), f"{name} has {what}={value}")
     if call.weight.shape[2:] != (5, 5):
         note("wrong kernel size", f"{name} has a kernel of {tuple(call.weight.shape[2:])}")
 
@@ -493,9 +494,9 @@ def look_at_norm(call, watch, note):
     affine = [None if part is None else part.detach().double().flatten() for part in (call.weight, given["bias"])]
     fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *running))
     if call.error:
-        axes = "batch norm for another number of axes" if "D input (got" in call.error else RAISES
+        what = AXES if "D input (got" in call.error else RAISES if fits else "batch norm of another size"
         gets = f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}"
-        return note(axes if fits or axes != RAISES else "batch norm of another size", gets)
+        return note(what, gets)
     kinds = {role: part.kind for role, part in watch.roles[norm].items()} if isinstance(norm, nn.Module) else {}
     kept = None if any(part is None for part in running) else running
     for mistake, shows in {
@@ -527,7 +528,7 @@ def look_at_norm(call, watch, note):
 
 
 def look_at_running(call, rows, training, note):
-    """Note how the running statistics of a norm move that should not, or not so; given its input as rows of channels."""
+    """Note what is wrong with how the running statistics of a norm move, given its input as rows of channels."""
     ((old_mean, old_var), (mean, var)), name = call.running, call.name
     step, way, scale = mean - old_mean, rows.mean(0) - old_mean, max(var.abs().max(), old_var.abs().max())
     share = (step @ way / (way @ way)).item()
@@ -642,6 +643,12 @@ def made(guard, attempt, note):
         return note(NOTHING, "lenet_with_bn() ends without a value: end it with `return` and the network")
     if not isinstance(model, nn.Module):
         return note(TYPE, f"lenet_with_bn() returns {describe(model)}; expected an nn.Module")
+    if (
+        type(model).forward is nn.Module.forward
+        and type(model).__call__ is nn.Module.__call__
+        and list(model.children())
+    ):
+        return note("forward missing", f"{type(model).__name__} has no method `forward`: is its name mistyped?")
     twin, trouble = guard.call(copy.deepcopy, model)  # it may be the reader's own, of use later
     return model if trouble else twin
 
@@ -661,7 +668,7 @@ def prepared(guard, model, images):
 
 
 def read_output(guard, watch, note):
-    """Note what is wrong with the form of the output, and which layers its gradient does not reach; make it a tensor."""
+    """Note an output of the wrong form, and the layers that its gradient does not reach; make it a tensor."""
     y = watch.output
     if y is None:
         note(NOTHING, "the network's forward ends without a value: end it with `return`")
