@@ -33,16 +33,16 @@ def typed(signature, body):
     return scope[signature.split("(")[0]]
 
 
-def attempts():
-    """Yield (exercise, names of the mistakes or "right", function) from attempts.txt."""
-    for part in ("\n" + (HERE / "attempts.txt").read_text(encoding="utf-8")).split("\n== ")[1:]:
+def attempts(file="attempts.txt"):
+    """Yield (exercise, names of the mistakes or "right", function) from a file of attempts."""
+    for part in ("\n" + (HERE / file).read_text(encoding="utf-8")).split("\n== ")[1:]:
         signature, *entries = part.split("\n-- ")
         for entry in entries:
             wanted, body = entry.strip().split("\n", 1)
             yield signature.split("(")[0], wanted, typed(signature, body)
 
 
-ATTEMPTS = list(attempts())
+ATTEMPTS = [*attempts(), *attempts("networks.txt")]
 
 
 def names(exercise, attempt):
@@ -467,14 +467,17 @@ NETWORKS = {
     "log softmax at the end": [lambda: network(end=[nn.LogSoftmax(1)])],
     "batch norm after the last layer": [lambda: network(end=[nn.BatchNorm1d(10)])],
     "padding + wrong number of features": [lambda: network(padding=2)],
-    "momentum of batch norm": [lambda: network(norm2d=partial(nn.BatchNorm2d, momentum=0.9))],
+    "momentum of batch norm": [
+        lambda: network(norm2d=partial(nn.BatchNorm2d, momentum=0.9)),
+        lambda: network(norm2d=but(update=moved(0.5))),
+    ],
     "epsilon of batch norm": [lambda: network(norm2d=partial(nn.BatchNorm2d, eps=1e-3))],
     "another normalization": [lambda: network(norm1d=nn.LayerNorm), lambda: network(norm2d=nn.InstanceNorm2d)],
     "batch norm without gamma and beta": [lambda: network(norm1d=partial(nn.BatchNorm1d, affine=False))],
     "batch norm without running statistics": [
         lambda: network(norm1d=partial(nn.BatchNorm1d, track_running_stats=False))
     ],
-    "running statistics of a batch norm": [lambda: network(norm2d=but(update=moved(0.5)))],
+    "running statistics of a batch norm": [lambda: network(norm2d=but(update=moved(0.1, lambda var, n: var**0.5)))],
     "batch norm for another number of axes": [lambda: network(norm1d=nn.BatchNorm2d)],
     "no gradient": [lambda: network().requires_grad_(False), Detached],
     "grouped convolution": [Grouped],
@@ -495,6 +498,21 @@ def test_networks_are_accepted_or_named(wanted):
 @pytest.mark.parametrize("count", [0, 9, 13, 15])
 def test_ten_numbers_without_the_tables_layers_are_not_enough(count):
     assert "wrong number of layers" in names("lenet_with_bn", partial(Short, count))
+
+
+def test_an_error_in_a_network_is_told_with_its_mode_and_what_was_said_before_it():
+    verdict = check("lenet_with_bn", lambda: network(nn.ReLU, norm1d=nn.BatchNorm2d))
+    assert "ReLU stands after the first convolution" in verdict.diagnosis
+    assert "got 2D input" in verdict.diagnosis
+    assert "in train()" in verdict.diagnosis
+    assert "sigmoid;" not in verdict.diagnosis
+
+
+def test_the_readers_own_network_is_left_as_it_was():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert check("lenet_with_bn", lambda: model).ok
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 # ---- the bugs
