@@ -22,6 +22,12 @@ def average(values, dims, by="n"):
     return values.sum(dims, keepdim=True) / float(n)
 
 
+def cut(x, how):
+    """Return the rows (…, C) that `reshape` cuts from x (N, C, *) when no axis is moved before."""
+    c = x.shape[1]
+    return x.reshape(-1, c) if how == "reshape(-1, C)" else x.reshape(c, -1).T
+
+
 def statistics(
     x,
     *,
@@ -33,6 +39,7 @@ def statistics(
     var_by="n",
     parts="",
     sample="all",
+    mean_sample="all",
     spread="root",
     carried="",
     kept="all channels",
@@ -43,21 +50,22 @@ def statistics(
     around    what the variance is measured around
     mean_by, var_by  what the sums are divided by
     parts     of what the variance is put together: each image's own, the spread of the images' means
-    sample    which images the statistics are taken from
+    sample, mean_sample  which images the statistics are taken from, the mean alone
     spread    what stands for the standard deviation: a range, an absolute deviation
     carried   sums that are not set back to 0 for the next channel
     kept      whose statistics every channel gets
     """
     every = tuple(d for d in range(x.dim()) if d != 1)
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
-    given = {"all": x, "first image": x[:1], "last image": x[-1:]}[sample]
+    images = {"all": x, "first image": x[:1], "last image": x[-1:]}
+    given = images[sample]
 
     def carry(statistic, name):
         if name in carried:
             statistic = statistic.cumsum(1)
         return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
 
-    mean = carry(average(given, mean_dims, mean_by), "mean")
+    mean = carry(average(given if mean_sample == "all" else images[mean_sample], mean_dims, mean_by), "mean")
     middle = {
         "own mean": lambda: mean if mean_dims == var_dims else average(given, var_dims),
         "true mean": lambda: average(given, var_dims),
@@ -161,8 +169,8 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
         return scaled(y, gamma, beta, **affine)
     into, back = {
-        "reshape(-1, C)": (lambda: x.reshape(-1, c), lambda y: y),
-        "reshape(C, -1)": (lambda: x.reshape(c, -1).T, lambda y: y.T),
+        "reshape(-1, C)": (lambda: cut(x, how), lambda y: y),
+        "reshape(C, -1)": (lambda: cut(x, how), lambda y: y.T),
         "rows, reshaped back": (lambda: x.movedim(1, -1).reshape(-1, c), lambda y: y),
         "(C, -1), reshaped back": (lambda: x.transpose(0, 1).reshape(c, -1).T, lambda y: y.T),
     }[how]

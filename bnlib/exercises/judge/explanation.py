@@ -52,20 +52,27 @@ class Explainer:
         shown = {*self.telling, self.other}
         self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
+        self.small = {case for case in calm if min(case.main.shape) == 1}
+        self.ordered = sorted(calm, key=lambda case: case in self.small)
+        self.but_for_small = None
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
 
     def run(self):
         """Return the fewest bends, or None."""
         with np.errstate(all="ignore"):
-            found = next((bends for bends in self.attempts() if bends is not None), None)
-            return None if found is None else self.simplest(found)
+            for bends in self.attempts():
+                found = self.but_for_small if bends is None else bends
+                if found is not None:
+                    return self.simplest(found)
+        return None
 
     def simplest(self, bends):
         """Return the bends without those that change nothing beside the others, and each with no knob too many."""
         for bend in bends:
             rest = tuple(other for other in bends if other is not bend)
             fewer = [(), *((less,) for less in self.bends if less.knobs.items() < bend.knobs.items())]
-            bends = next((simpler for less in fewer if self.agrees(simpler := (*rest, *less))), bends)
+            alike = (simpler for less in fewer if self.as_good(simpler := (*rest, *less), bends))
+            bends = next(alike, bends)
         return bends
 
     def attempts(self):
@@ -143,8 +150,20 @@ class Explainer:
         return None
 
     def agrees(self, bends):
-        """Return whether the bent formula gives what was seen on every calm case."""
-        return all(values_agree(self.exercise, self.calm[case], case, bends, self.picks) for case in self.calm)
+        """Return whether the bent formula gives what was seen on every calm case.
+
+        Many treat an axis of size 1 otherwise: what is wrong there alone is kept for when nothing better is found.
+        """
+        wrong = (case for case in self.ordered if not values_agree(self.exercise, self.calm[case], case, bends, self.picks))
+        first = next(wrong, None)
+        if bends and first in self.small and self.but_for_small is None:
+            self.but_for_small = bends
+        return first is None
+
+    def as_good(self, simpler, bends):
+        """Return whether fewer bends give what was seen wherever these do."""
+        cases = self.ordered if bends is not self.but_for_small else [c for c in self.ordered if c not in self.small]
+        return all(values_agree(self.exercise, self.calm[case], case, simpler, self.picks) for case in cases)
 
     def grown(self, beam):
         """Return the sets of the beam with each compatible bend added, each set once."""

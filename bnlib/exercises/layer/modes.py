@@ -36,6 +36,9 @@ def evaluation_output(
         running_mean, running_var = RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1)
     if order == "before":
         x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
+    if stored == "corrected":
+        n = x.numel() / x.shape[1]
+        running_var = running_var * n / max(n - 1, 1)
     mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
     if stored == "swapped":
         mean, var = var, mean
@@ -62,6 +65,12 @@ UPDATED_IN_EVAL = Mistake(
 EVALUATES = (
     UPDATED_IN_EVAL,
     UNCHANGED,
+    Mistake(
+        "correction in evaluation",
+        "eval() multiplies the running variance by n / (n − 1), n of the batch to predict on: its answer depends on the batch's "
+        "size; the correction belongs to the update",
+        stored="corrected",
+    ),
     Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),
     Mistake("sign turned in evaluation", "eval() takes mean − x instead of x − mean", centre="mean minus x"),
     Mistake("not centred in evaluation", "eval() does not subtract the running mean", centre="none"),
