@@ -8,7 +8,6 @@ from itertools import combinations
 from .judge import Mistake, rarely
 
 
-
 def around_either(**knobs):
     """Return the variants of a mistake in the mean: the squares taken around the mistaken mean, or around the right one."""
     return [knobs, {**knobs, "around": "true mean"}]
@@ -85,6 +84,7 @@ CENTRE = (
     *rarely(
         Mistake("mean added", "the mean is added to x; subtract it", centre="plus mean"),
         Mistake("sign turned", "mean − x instead of x − mean", centre="mean minus x"),
+        Mistake("absolute value taken", "the numerator is |x − mean|, without its sign", centre="absolute"),
         Mistake(
             "mean subtracted after the division",
             "x is divided, and the mean of the undivided x subtracted then: x − mean needs its parentheses",
@@ -325,6 +325,14 @@ AFFINE = (
         Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
         Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
+        Mistake(
+            "gamma on x alone",
+            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
+            order="γ on x",
+        ),
+        Mistake(
+            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
+        ),
         Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
         Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
         Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
@@ -356,6 +364,11 @@ AFFINE = (
 ADDED = "N·H·W numbers were added"
 LOOPS = rarely(
     Mistake(
+        "loop over N instead of C",
+        "the loop over the channels runs to the number of images, so that later channels are left out, or there are too few",
+        looped="N",
+    ),
+    Mistake(
         "sums not reset for each channel",
         "the sums of mean and variance go on from channel to channel: set them to 0 inside the loop over channels",
         carried=("mean", "var"),
@@ -385,9 +398,7 @@ LOOPS = rarely(
     Mistake("statistics of the last image only", f"the other images are left out; {PIXELS}", sample="last image"),
     Mistake("divided by N", f"both sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", mean_by="H·W", var_by="H·W"),
-    Mistake(
-        "mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")
-    ),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
     Mistake(
         "mean divided by H·W",
         f"its sum is divided by H·W; {ADDED}",

@@ -72,12 +72,8 @@ MISTAKES = (
         also=around_either(mean_by="1"),
     ),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n, n = N·L", var_by="1"),
-    Mistake(
-        "mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")
-    ),
-    Mistake(
-        "mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")
-    ),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
+    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by L", f"its sum is divided by L; {ADDED}", var_by="H·W"),
     Mistake("both divided by N", f"the sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
@@ -150,6 +146,7 @@ def running_stats(
     fixed=None,
     root="",
     entered="var",
+    added=0.0,
     laid="last",
     order="mean, var",
     **knobs,
@@ -161,7 +158,7 @@ def running_stats(
     mean_share, var_share   how old and new are put together
     fixed     the momentum that is always used
     root      of what the root is taken: "batch", "result"
-    entered   what enters the running variance
+    entered, added  what enters the running variance, and is added to it
     laid      where the channels lie in statistics that have too many axes
     """
     momentum = momentum if fixed is None else fixed
@@ -182,8 +179,11 @@ def running_stats(
         "n/(n-2)": n / (n - 2),
     }.get(factor, 1.0)
     var = var * batch_factor
+    if root == "mixed":
+        running_var, var = running_var.sqrt(), var.sqrt()
     var = mean if entered == "mean" else var.sqrt() if root == "batch" else var
     new_var = moved(running_var, var, momentum, var_share, laid)
+    new_var = new_var**2 if root == "mixed" else new_var + added
     if factor == "on all":
         new_var = new_var * n / (n - 1)
     if root == "result":
@@ -255,12 +255,12 @@ def fitted_shares(k, knob):
     """Return how to find the shares of old and new in the k-th result, by least squares over the inputs."""
 
     def fit(solve, answers, knobs, picks, constant=False):
-        if k not in picks or knob in knobs:
+        if k not in picks or {"mean_share", "var_share"} & knobs.keys():
             return None
         rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers[:5]}
         for case, outputs in answers[:5]:
             old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
-            bent = solve(case, {**knobs, knob: Shares(NONE, ALL)})
+            bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
             new = bent[k].double() if bent else received[:0]
             if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
                 return None
@@ -319,7 +319,7 @@ RUNNING_MISTAKES = (
     Mistake(
         "standard deviation instead of variance",
         "a standard deviation enters the running variance, or is returned; it is the variance that is averaged",
-        also=[dict(root="batch"), dict(root="result")],
+        also=[dict(root="batch"), dict(root="result"), dict(root="mixed")],
     ),
     Mistake(
         "wrong count in n / (n − 1)",
@@ -361,6 +361,11 @@ RUNNING_MISTAKES = (
         laid="first",
     ),
     RESHAPED,
+    Mistake(
+        "epsilon in the running variance",
+        "{added:g} is added to the running variance; ε is added when it is used, under the root",
+        also=[dict(added=1e-5), dict(added=1e-3)],
+    ),
     Mistake(
         "statistics keep their axes",
         "mean and variance are (1, C, 1, 1), so that beside the running ones, (C,), the results broadcast to another shape, "
@@ -429,6 +434,7 @@ RUNNING_STATS = Exercise(
         images(3, 3, 1, 2, 1.0, 0.5, 1.0, torch.float32, 4),
         images(4, 2, 1, 1, 1.0, 2.0, 0.6, torch.float32, 5),
         images(1, 3, 2, 3, 1.0, 2.0, 0.6, torch.float32, 6),
+        images(3, 3, 2, 3, 0.01, 0.02, 0.4, torch.float64, 9),
         Case(LARGE_MEAN, "the mean is large", ill=True),
         Case(from_zero(images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float64, 8).arguments), plain=True),
     ),
