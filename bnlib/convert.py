@@ -16,7 +16,7 @@ def to_torch(model: nn.Module) -> nn.Module:
     as it is. The copy's parameters are its own and have no gradients: it needs an optimizer of its own.
 
     Raises TypeError for what is no module, and for a layer of ours that computes in another way: its class is derived
-    from ours, or its `forward` was replaced, as `bnlib.distributed.shared` does.
+    from ours, or its `forward` was replaced, as `bnlib.distributed.synchronise` does.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}; of a class, make a model first")

@@ -10,7 +10,7 @@ one `bnlib.to_torch(model)` returns the model with torch's layers.
     torch.compile, torch.jit.trace, torch.func            followed
     torch.export                                          followed as plain arithmetic: no node `batch_norm`
     swa_utils.update_bn                                   passed by; take `reestimate_statistics`
-    SyncBatchNorm.convert_sync_batchnorm                  passed by; take `bnlib.distributed.shared`
+    SyncBatchNorm.convert_sync_batchnorm                  passed by; take `bnlib.distributed.synchronise`
     func.replace_all_batch_norm_modules_                  passed by, as by all that asks for the class `_BatchNorm`
     ao.quantization (fuse_modules, prepare_fx)            refused with an error
     torch.fx.symbolic_trace, torch.jit.script             refused with an error

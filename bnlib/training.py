@@ -2,6 +2,7 @@
 
 The data set moves to the device once, batches are index selections there, and sums stay there until they are read,
 five times an epoch: no step waits for the host only to print. On a CUDA device a step is recorded once and replayed.
+In a process group (`distributed.py`) each process takes its share of every batch: the same figures, from more machines.
 """
 
 import contextlib
@@ -16,10 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .history import History, Point
+from .layers import BatchNorm
+from .processes import from_first, interrupts_held, send_buffers, share, total, world
 
 SCHEDULES = {  # share of the training done -> factor of the learning rate
     "constant": lambda done: 1.0,
@@ -59,7 +63,7 @@ def fit(
 
     images      what `load_images` returns
     epochs      passes over the training images. A last batch of one image is left out: batch normalization has no
-                statistics for it
+                statistics for it. So is one of which a process would get one image to normalise by itself
     lr          learning rate; schedule "constant", or "cosine", which takes it down to 0
     device      "auto": cuda, else mps, else cpu; or a name that torch knows. The model moves there and stays there; on
                 the CPU, unless it holds torch's own BatchNorm2d, its convolutions are then laid out channels last
@@ -71,11 +75,16 @@ def fit(
     precision   "float32"; "tf32" and "bfloat16" give up digits for speed where the hardware has them
     compile     run the model through torch.compile, which needs a C++ compiler and a while before the first step
 
+    In a process group, all processes call it alike, with the same images. `batch_size` counts the whole batch, of which
+    each process takes a share; weights, shuffling and checkpoint are the first process's, and it alone shows progress,
+    calls `on_epoch` and writes. All stop at the same step, whichever was interrupted or had `on_step` return true.
+
     Interrupted (the kernel's stop button), it returns what there is. Raises ValueError for an argument or a label out
     of range and for a device that is not there, FloatingPointError when loss or weights are no longer finite (the
     checkpoint is then the last good one), RuntimeError where torch.compile does not work.
     """
-    _check_settings(epochs, batch_size, lr, schedule, precision)
+    rank, processes = world()
+    _check_settings(epochs, batch_size, lr, schedule, precision, processes)
     lr, device = float(lr), find_device(device)
     classes = _check_images(images)
     model.to(device)
@@ -92,34 +101,68 @@ def fit(
     settings = {"batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed, "examples": len(x)}
     if schedule != "constant":
         settings["epochs"] = epochs  # a longer training would have had other learning rates from the start
-    history = load_checkpoint(checkpoint, model, shuffle, settings) if checkpoint is not None else None
-    history = history or History()
+
+    def begin():
+        history = load_checkpoint(checkpoint, model, shuffle, settings) if checkpoint is not None else None
+        return history or History(), shuffle.get_state(), settings | {"epochs": epochs}
+
+    history, state, first = from_first(begin, device)
+    if first != settings | {"epochs": epochs}:
+        raise ValueError(f"process {rank} trains with {settings | {'epochs': epochs}}, the first process with {first}")
+    shuffle.set_state(state)
     history.device = str(device)
-    forward = _compiled(model, device) if compile else model
-    sums = torch.zeros(2, device=device)  # of losses and of right answers, since they were last read
+    forward, smallest = model, 2  # images in a batch
+    if processes > 1:
+        forward = DistributedDataParallel(model, forward_sync_buffers=False)  # sends the first one's weights to all
+        alone = [name for name, layer in normalising(model).items() if "forward" not in vars(layer)]
+        if alone:
+            smallest = 2 * processes
+            if rank == 0:
+                print(
+                    f"Each process normalises its own share of a batch in layer {', '.join(alone)}; the first one's "
+                    "running statistics stay. For the whole batch's: bnlib.distributed.synchronise(model)."
+                )
+    forward = _compiled(forward, device) if compile else forward
+    # of losses and of right answers in this process, since they were last read
+    sums = torch.zeros(2, device=device, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def step(indices):
-        labels = y[indices]
+        mine = share(indices)  # may be empty: a mean over it would be nan
+        labels = y[mine]
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = forward(x.index_select(0, indices))  # (B, classes); x[indices] would take six times as long
-            loss = F.cross_entropy(logits, labels)
+            logits = forward(x.index_select(0, mine))  # (B, classes); x[mine] would take six times as long
+            loss = F.cross_entropy(logits, labels, reduction="sum") / len(indices)
         optimizer.zero_grad()
-        loss.backward()
+        (loss * processes).backward()  # DistributedDataParallel divides by the number of processes
         optimizer.step()
         right = (logits.detach().argmax(1) == labels).sum()
         sums.add_(torch.stack([loss.detach() * len(indices), right]))
         return loss.detach()
 
+    def wants_to_stop(epoch, loss):
+        try:
+            return bool(on_step(Step(epoch, loss, model)))
+        except KeyboardInterrupt:
+            if processes == 1:
+                raise
+            return True
+
     done = len(history.train_loss)
-    with contextlib.suppress(KeyboardInterrupt), _tf32(precision == "tf32"), _bar(epochs, done, progress) as bar:
-        if device.type in RECORDING:
+    watched = device.type == "cpu" or on_step is not None  # each step is looked at: the others, only when sums are read
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        interrupts_held() as interrupts,
+        _tf32(precision == "tf32"),
+        _bar(epochs, done, progress and not rank) as bar,
+    ):
+        if device.type in RECORDING and processes == 1:  # torch asks for more before it records a shared step
             model.train()
             changing = [*model.parameters(), *model.buffers(), sums]
             step = replayed(step, torch.arange(min(batch_size, len(x)), device=device), changing)
         for epoch in range(done, epochs):
             model.train()
             batches = torch.randperm(len(x), generator=shuffle).to(device).split(batch_size)
-            if len(batches[-1]) == 1 < batch_size:
+            if len(batches[-1]) < smallest <= batch_size:
                 batches = batches[:-1]
             reads = {len(batches) * fifth // POINTS_PER_EPOCH for fifth in range(1, POINTS_PER_EPOCH + 1)}
             seen, parts = 0, []
@@ -128,19 +171,25 @@ def fit(
                 rate.fill_(lr * SCHEDULES[schedule]((epoch + (i - 1) / len(batches)) / epochs))
                 loss = step(indices)
                 seen += len(indices)
-                stop = on_step is not None and bool(on_step(Step(epoch + i / len(batches), loss, model)))
-                if i in reads or stop or (device.type == "cpu" and not loss.isfinite()):
-                    parts.append((seen, *sums.tolist()))
+                stop = on_step is not None and wants_to_stop(epoch + i / len(batches), total(loss))
+                lost = device.type == "cpu" and not loss.isfinite()
+                if processes > 1 and (watched or i in reads):
+                    flags = torch.tensor([stop or bool(interrupts), lost], dtype=torch.int32, device=device)
+                    stop, lost = total(flags).tolist()
+                if i in reads or stop or lost:
+                    parts.append((seen, *total(sums).tolist()))
                     sums.zero_()
                     seen = 0
                     history.points.append(_point(epoch + i / len(batches), [parts[-1]]))
                     _check_finite("loss", history.points[-1].loss, epoch, i, lr)
                 bar.update(epoch + i / len(batches) - bar.n)
                 if stop:
+                    send_buffers(model)
                     return history
             mean = _point(epoch + 1, parts)
             seconds = time.perf_counter() - start
-            accuracy = _accuracy(model, *test)
+            send_buffers(model)
+            accuracy = _accuracy(model, *test, together=True)
             history.train_loss.append(mean.loss)
             history.train_accuracy.append(mean.accuracy)
             history.test_accuracy.append(accuracy)
@@ -150,8 +199,8 @@ def fit(
             if checkpoint is not None:
                 size = sum(parameter.detach().abs().sum() for parameter in model.parameters())
                 _check_finite("sum of the weights' sizes", float(size), epoch, len(batches), lr)
-                save_checkpoint(checkpoint, model, shuffle, history, settings)
-            if on_epoch is not None:
+                from_first(lambda: save_checkpoint(checkpoint, model, shuffle, history, settings), device)
+            if on_epoch is not None and not rank:
                 on_epoch(history)
     return history
 
@@ -215,7 +264,7 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
 
     Each running mean and variance becomes the cumulative average over batches of training images, in their order, in
     one pass: "precise BN", Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3. Where a forward pass fails,
-    they are what they were.
+    they are what they were. In a process group it works in this process alone.
 
     batches   how many; None for all. A last, shorter batch is left out unless it is the only one
     Raises ValueError if batches or batch_size is not at least 1.
@@ -225,6 +274,7 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     layers = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
     momenta = {layer: layer.momentum for layer in layers}
     before = {layer: copy.deepcopy(layer.state_dict()) for layer in layers}
+    synchronised = {layer: vars(layer).pop("forward") for layer in layers if "forward" in vars(layer)}
     device = _device_of(model)
     x = images.train_images
     count = max(len(x) // batch_size, 1)
@@ -243,6 +293,8 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     finally:
         for layer, momentum in momenta.items():
             layer.momentum = momentum
+        for layer, forward in synchronised.items():
+            layer.forward = forward
     return model
 
 
@@ -277,13 +329,25 @@ def find_device(name="auto") -> torch.device:
     return device
 
 
-def _accuracy(model, x, y, batch_size=256):  # larger ones scatter the memory that training steps use again
+def _accuracy(model, x, y, batch_size=256, together=False):
+    """Return the share of right answers; larger batches would scatter the memory that training steps use again."""
+    mine = share if together else lambda batch: batch
     with evaluating(model), torch.inference_mode():
         right = sum(
-            (model(part).argmax(1) == labels).sum()
+            (model(mine(part)).argmax(1) == mine(labels)).sum()
             for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True)
         )
-    return right.item() / len(y)
+        return (total(right) if together else right).item() / len(y)
+
+
+def normalising(model) -> dict[str, nn.Module]:
+    """Return the batch normalization layers of `model` by name, ours and torch's, but those that torch synchronises."""
+    kinds = BatchNorm | nn.modules.batchnorm._BatchNorm
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds) and not isinstance(layer, nn.SyncBatchNorm)
+    }
 
 
 def _compiled(model, device):
@@ -351,9 +415,13 @@ def _bar(epochs, done, progress):
     )
 
 
-def _check_settings(epochs, batch_size, lr, schedule, precision):
+def _check_settings(epochs, batch_size, lr, schedule, precision, processes):
     _check_count("epochs", epochs)
     _check_count("batch_size", batch_size)
+    if batch_size < processes:
+        raise ValueError(
+            f"batch_size must be {processes} or more, an image for each of the {processes} processes, got {batch_size}"
+        )
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be a positive number, got {lr!r}")
     for name, value, known in (("schedule", schedule, SCHEDULES), ("precision", precision, PRECISIONS)):

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 import bnlib
 from bnlib import layers, to_torch
-from bnlib.distributed import run, shared
+from bnlib.distributed import run, synchronise
 
 PAIRS = [(getattr(bnlib, f"BatchNorm{d}d"), getattr(nn, f"BatchNorm{d}d")) for d in (1, 2, 3)]
 SHAPES = {1: (6, 3), 2: (4, 3, 2, 2), 3: (4, 3, 2, 2, 2)}
@@ -269,7 +269,7 @@ def test_what_torch_has_no_layer_for_is_refused_by_its_place():
     for model, place in (
         (nn.Sequential(nn.Identity(), nn.Sequential(Doubled(3))), "layer '1.0'"),
         (Doubled(3), "the model"),
-        (shared(network(bnlib)), "layer '1'"),
+        (synchronise(network(bnlib)), "layer '1'"),
     ):
         with pytest.raises(TypeError, match=f"torch has no layer that does what {place} does: "):
             to_torch(model)

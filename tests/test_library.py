@@ -17,12 +17,13 @@ import bnlib
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the ground up; a module imports only from the floors below its own
-    {"functional", "kernels", "plots"},
+    {"functional", "kernels", "processes", "plots"},
     {"layers", "compare", "data"},
     {"models", "convert", "history", "selfcheck"},
     {"checkpoint"},
     {"training"},
     {"distributed"},
+    {"workers"},
     {"explore", "exercises"},
 ]
 
