@@ -54,7 +54,7 @@ def batch_norm_sync(
         raise ValueError(
             f"process {dist.get_rank()} is not in `group`: of dist.new_group's, keep the one that holds it"
         )
-    if not training or processes == 1:
+    if processes == 1 or not training:
         return batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     x = input.to(torch.promote_types(input.dtype, torch.float32))
     dims = [d for d in range(x.dim()) if d != 1]
@@ -79,8 +79,7 @@ def batch_norm_sync(
 def synchronise(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Return `model`, its batch normalization layers, ours and torch's, changed to take a whole batch's statistics.
 
-    The batch is what all processes have, or those of `group`: see `batch_norm_sync`. For `fit`, and for a
-    `DistributedDataParallel` model on any device. `nn.SyncBatchNorm`, which is for GPUs only, stays as it is.
+    The batch is what all processes have, or those of `group`: see `batch_norm_sync`. `nn.SyncBatchNorm` stays as it is.
     """
     for layer in normalising(model).values():
         layer.forward = partial(_normalise_together, layer, group)
@@ -90,7 +89,8 @@ def synchronise(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.
 def _normalise_together(layer, group, input):
     """Return what `layer` makes of its share of a batch; for a batch's statistics it takes those of the whole one."""
     running = layer.running_mean, layer.running_var
-    if not layer.training and running != (None, None):
+    alone = not dist.is_initialized() or dist.get_world_size(group) == 1
+    if alone or not (layer.training or running == (None, None)):
         return type(layer).forward(layer, input)
     layer._check_input_dim(input)
     momentum = 0.0 if layer.momentum is None else layer.momentum
@@ -141,8 +141,8 @@ def main(arguments=None):
     """Train LeNet in this process and the others that torchrun has started; the first of them says how it goes."""
     parser = argparse.ArgumentParser(
         prog="torchrun --nproc-per-node N -m bnlib.distributed",
-        description="Train LeNet on N processes, each with its share of a batch and the whole batch's statistics: "
-        "N processes of batch B do what one of batch N times B does. On GPUs (nccl) one each, on CPUs (gloo) any number.",
+        description="Train LeNet on N processes, each with its share of a batch and the whole batch's statistics: N of "
+        "batch B do what one of batch N times B does. On GPUs (nccl) one process each, on CPUs (gloo) any number.",
     )
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training images (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per process and step (%(default)s)")
@@ -153,8 +153,9 @@ def main(arguments=None):
     parser.add_argument("--checkpoint", help="the first process's file, to write each epoch and to continue from")
     parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for other processes (%(default)s)")
     given = parser.parse_args(arguments)
-    torchruns = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # variables, and what they are without it
-    rank, processes, local = (int(os.environ.get(name, alone)) for name, alone in torchruns.items())
+    rank, processes, local = (
+        int(os.environ.get(*each)) for each in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     cuda = given.device == "cuda" or (given.device == "auto" and torch.cuda.is_available())
     try:
         device = find_device(f"cuda:{local}" if cuda else "cpu")

@@ -102,13 +102,17 @@ def fit(
     if schedule != "constant":
         settings["epochs"] = epochs  # a longer training would have had other learning rates from the start
 
+    arguments = settings | {"epochs": epochs}
+
     def begin():
         history = load_checkpoint(checkpoint, model, shuffle, settings) if checkpoint is not None else None
-        return history or History(), shuffle.get_state(), settings | {"epochs": epochs}
+        return history or History(), shuffle.get_state(), arguments
 
     history, state, first = from_first(begin, device)
-    if first != settings | {"epochs": epochs}:
-        raise ValueError(f"process {rank} trains with {settings | {'epochs': epochs}}, the first process with {first}")
+    if total(torch.tensor(float(first != arguments), device=device)):
+        raise ValueError(
+            f"the processes have different settings: the first trains with {first}, this one ({rank}) with {arguments}"
+        )
     shuffle.set_state(state)
     history.device = str(device)
     forward, smallest = model, 2  # images in a batch

@@ -1,54 +1,206 @@
-"""Two real gloo processes against one process with the whole batch."""
+"""Real gloo processes against one process with the whole batch; torchrun, with processes killed in the middle."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from small_images import rows
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import bnlib
 from bnlib import batch_norm
-from bnlib.distributed import batch_norm_sync, main, run, running_means, shared
+from bnlib.distributed import batch_norm_sync, main, run, synchronise
+from bnlib.processes import share
+from bnlib.workers import running_means
 
-N_FIRST = 5  # of eight: the shares differ in size
-
-
-def step(norm, x, weights):
-    """Return output, gradients of x, γ and β, and running statistics after one step of `norm` on x (N, C, H, W)."""
-    x = x.clone().requires_grad_()
-    gamma = torch.tensor([2.0, -1.0, 0.5], dtype=x.dtype, requires_grad=True)
-    beta = torch.tensor([0.1, 0.2, 0.3], dtype=x.dtype, requires_grad=True)
-    mean, var = torch.zeros(3, dtype=x.dtype), torch.ones(3, dtype=x.dtype)
-    y = norm(x, mean, var, gamma, beta, training=True, momentum=0.3)
-    (y.sin() * weights).sum().backward()
-    return {"y": y.detach(), "x": x.grad, "gamma": gamma.grad, "beta": beta.grad, "mean": mean, "var": var}
+BOUND = dict(rtol=1e-9, atol=1e-9)
+STEPS, BATCH = 20, 24
 
 
-def step_on_a_share(rank, x, weights):
-    here = slice(0, N_FIRST) if rank == 0 else slice(N_FIRST, None)
-    return step(batch_norm_sync, x[here], weights[here])
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
 
 
-def second_fails(rank):
-    if rank == 1:
-        raise ArithmeticError("only the second process")
-    return torch.zeros(1)
+# ---- any split of a batch: each of 20 steps has other shares, some of them empty
 
 
-def test_two_processes_with_shared_statistics_compute_what_one_computes_on_the_whole_batch():
-    x, weights = torch.randn(2, 8, 3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole = step(batch_norm, x * 3 + 7, weights)
-    first, second = run(step_on_a_share, x * 3 + 7, weights)
-    for name in ("y", "x"):
-        torch.testing.assert_close(torch.cat([first[name], second[name]]), whole[name], rtol=1e-9, atol=1e-9)
-    for name in ("gamma", "beta"):
-        torch.testing.assert_close(first[name] + second[name], whole[name], rtol=1e-9, atol=1e-9)
-    for name in ("mean", "var"):
-        torch.testing.assert_close(first[name], whole[name], rtol=1e-9, atol=1e-9)
-        assert torch.equal(first[name], second[name]), f"the processes disagree about the running {name}"
+def network(package, momentum):
+    """Return a small network with the layers of `package`; the second one has neither γ, β nor running statistics."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 3, 3),
+            package.BatchNorm2d(3, momentum=momentum),
+            nn.Sigmoid(),
+            nn.Conv2d(3, 2, 2),
+            package.BatchNorm2d(2, affine=False, track_running_stats=False),
+            nn.Flatten(),
+            nn.Linear(8, 4),
+            package.BatchNorm1d(4, momentum=momentum),
+        ).double()
+
+
+def splits(processes, seed):
+    """Return for each step how many images each process gets: drawn at random, and the extremes."""
+    generator = seeded(seed)
+    drawn = [torch.randint(processes, (BATCH,), generator=generator).bincount(minlength=processes)]
+    for _ in range(STEPS - 4):
+        edges = torch.randint(BATCH + 1, (processes - 1,), generator=generator).sort().values.tolist()
+        drawn.append(torch.tensor([0, *edges, BATCH]).diff())
+    most, none = torch.zeros(2, processes, dtype=torch.long)
+    most[:2] = torch.tensor([BATCH - 1, 1])
+    none[-1] = BATCH
+    return [split.tolist() for split in (most, none, *drawn, none.flip(0))]
+
+
+def steps(package, momentum, processes, rank=None):
+    """Return outputs, gradients and buffers of 20 steps, in one process (rank None) or in this one of several."""
+    model = network(package, momentum)
+    forward = model if rank is None else DistributedDataParallel(synchronise(model), forward_sync_buffers=False)
+    optimizer, generator, found = torch.optim.SGD(model.parameters(), lr=0.1), seeded(0), []
+    for k, split in enumerate(splits(processes, 0)):
+        x = torch.randn(BATCH, 1, 5, 5, generator=generator, dtype=torch.float64) * (1 + k) + 3 * k
+        weights = torch.randn(BATCH, 4, generator=generator, dtype=torch.float64)
+        here = slice(None) if rank is None else slice(sum(split[:rank]), sum(split[: rank + 1]))
+        y = forward(x[here])
+        optimizer.zero_grad()
+        ((y.sin() * weights[here]).sum() * (1 if rank is None else processes)).backward()
+        model[1].eval(), model[-1].eval()  # the layer without running statistics takes the batch's here, too
+        evaluated = model(x[here]).detach()
+        model.train()
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        found.append(
+            {"y": y.detach(), "evaluated": evaluated, **gradients, **{k: v.clone() for k, v in model.named_buffers()}}
+        )
+        optimizer.step()
+    return found
+
+
+# ---- what else the processes of one group are asked; one start of them serves many tests
+
+
+def accumulated(rank=None):
+    """Return gradients and buffers after two unequal micro-batches, the first without a message about gradients."""
+    model = network(bnlib, 0.1)
+    forward = model if rank is None else DistributedDataParallel(synchronise(model), forward_sync_buffers=False)
+    x = torch.randn(BATCH, 1, 5, 5, generator=seeded(1), dtype=torch.float64)
+    processes = 1 if rank is None else dist.get_world_size()
+    for k, micro in enumerate((x[:7], x[7:])):
+        with contextlib.nullcontext() if rank is None or k else forward.no_sync():
+            (forward(share(micro) if rank is not None else micro).sin().sum() * processes).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()} | dict(model.named_buffers())
+
+
+def grouped(rank):
+    """Return output, gradient and running mean of a layer in a group of two processes of four, and an error."""
+    groups = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    layer = synchronise(bnlib.BatchNorm1d(3).double(), groups[rank // 2])
+    x = share(torch.randn(10, 3, generator=seeded(2), dtype=torch.float64)).requires_grad_()
+    y = layer(x)
+    (y.sin() * y.detach()).sum().backward()
+    try:
+        synchronise(bnlib.BatchNorm1d(3).double(), groups[1 - rank // 2])(x)
+    except ValueError as error:
+        return {"y": y.detach(), "x": x.grad, "mean": layer.running_mean, "error": str(error)}
+
+
+def said_of(work):
+    try:
+        work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def one_value():
+    batch_norm_sync(torch.ones(1 - min(dist.get_rank(), 1), 3), None, None, training=True)
+
+
+def halves(rank):
+    """Return float16 values, normalised in float32 as the whole batch is."""
+    x = torch.randn(9, 3, generator=seeded(3)).mul(300).half()
+    return batch_norm_sync(share(x), torch.zeros(3), torch.ones(3), training=True)
+
+
+def asked(rank, processes):
+    return {
+        "ours": steps(bnlib, 0.3, processes, rank),
+        "ours, cumulative": steps(bnlib, None, processes, rank),
+        "torch's": steps(nn, None, processes, rank),
+        "accumulated": accumulated(rank),
+        "halves": halves(rank),
+        "one value": said_of(one_value),
+        "grouped": grouped(rank) if processes == 4 else None,
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def answers(request):
+    return run(asked, request.param, processes=request.param)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "momentum"),
+    [("ours", bnlib, 0.3), ("ours, cumulative", bnlib, None), ("torch's", nn, None)],
+)
+def test_shares_of_any_size_give_what_one_process_gives_for_the_whole_batch(answers, name, package, momentum):
+    processes = len(answers)
+    for k, (split, whole) in enumerate(zip(splits(processes, 0), steps(package, momentum, processes), strict=True)):
+        found = [answer[name][k] for answer in answers]
+        pieces = {key: torch.cat([process[key] for process in found]) for key in ("y", "evaluated")}
+        for rank, process in enumerate(found):
+            for key, expected in whole.items():
+                far = (pieces.get(key, process[key]) - expected).abs().max().item()
+                assert far <= 1e-9 * expected.abs().max().clamp_min(1), f"{key}, step {k}, shares {split}: {far} apart"
+                same = key in pieces or torch.equal(process[key], found[0][key])
+                assert same, f"processes 0 and {rank} disagree about {key} in step {k}"
+
+
+def test_accumulation_without_gradient_messages_equals_one_process_that_accumulates(answers):
+    whole = accumulated()
+    for answer in answers:
+        torch.testing.assert_close(answer["accumulated"], whole, **BOUND)
+
+
+def test_half_precision_is_averaged_in_float32(answers):
+    x = torch.randn(9, 3, generator=seeded(3)).mul(300).half()
+    found = torch.cat([answer["halves"] for answer in answers])
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, batch_norm(x, None, None, training=True))
+
+
+def test_one_value_in_all_processes_together_is_refused_by_all(answers):
+    for answer in answers:
+        assert answer["one value"].startswith(
+            "ValueError: Expected more than 1 value per channel when training, got 1 "
+        )
+
+
+@pytest.mark.parametrize("answers", [4], indirect=True)
+def test_a_group_is_a_batch_of_its_own_and_refuses_who_is_not_in_it(answers):
+    whole = torch.randn(10, 3, generator=seeded(2), dtype=torch.float64)
+    pairs = [[answer["grouped"] for answer in answers[i : i + 2]] for i in (0, 2)]
+    for x, pair in zip((whole[:6], whole[6:]), pairs, strict=True):  # four processes have 3, 3, 2 and 2
+        x = x.requires_grad_() if x.is_leaf else x.clone().requires_grad_()
+        layer = bnlib.BatchNorm1d(3).double()
+        y = layer(x)
+        (y.sin() * y.detach()).sum().backward()
+        torch.testing.assert_close(torch.cat([member["y"] for member in pair]), y.detach(), **BOUND)
+        torch.testing.assert_close(torch.cat([member["x"] for member in pair]), x.grad, **BOUND)
+        for member in pair:
+            torch.testing.assert_close(member["mean"], layer.running_mean, **BOUND)
+    for rank, answer in enumerate(answers):
+        assert f"process {rank} is not in `group`" in answer["grouped"]["error"]
 
 
 def test_plain_statistics_are_each_process_its_own_and_synchronised_ones_are_the_batchs():
@@ -59,10 +211,22 @@ def test_plain_statistics_are_each_process_its_own_and_synchronised_ones_are_the
         torch.testing.assert_close(synchronised, x.mean([0, 2]))
 
 
-def test_without_other_processes_it_is_batch_norm():
-    x, weights = torch.randn(2, 8, 3, 4, 2, dtype=torch.float64)
-    for name, value in step(batch_norm_sync, x, weights).items():
-        assert torch.equal(value, step(batch_norm, x, weights)[name]), name
+def test_without_other_processes_a_synchronised_network_is_the_network():
+    x = torch.randn(8, 1, 5, 5, dtype=torch.float64)
+    for momentum in (0.3, None):
+        assert torch.equal(synchronise(network(bnlib, momentum))(x), network(bnlib, momentum)(x))
+
+
+def second_fails(rank):
+    if rank == 1:
+        raise ArithmeticError("only the second process")
+    return torch.zeros(1)
+
+
+def second_is_killed(rank):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
 
 
 def test_an_error_in_one_process_is_raised_with_its_own_words():
@@ -70,39 +234,280 @@ def test_an_error_in_one_process_is_raised_with_its_own_words():
         run(second_fails)
 
 
-def trained(model, images):
-    """Return weights, buffers and history of a training whose last batch is shorter than the others."""
-    history = bnlib.fit(model, images, epochs=2, batch_size=127, lr=0.5, progress=False)
-    epochs = torch.tensor([history.train_loss, history.train_accuracy, history.test_accuracy])
-    return model.state_dict() | {"epochs": epochs, "points": torch.tensor(history.points)}
+def test_a_killed_process_ends_the_others_and_is_named():
+    with pytest.raises(Exception, match="process 1 terminated with signal SIGKILL"):
+        run(second_is_killed)
 
 
-def train_on_a_share(rank, images):
-    return trained(shared(bnlib.lenet().double()), images)
+# ---- fit, in several processes
 
 
-def test_two_processes_train_as_one_does_on_the_whole_batches(images):
-    images = dataclasses.replace(
+def double(images):
+    return dataclasses.replace(
         images, train_images=images.train_images.double(), test_images=images.test_images.double()
     )
-    whole = trained(bnlib.lenet().double(), images)
-    for found in run(train_on_a_share, images):
-        torch.testing.assert_close(found, dict(whole), rtol=1e-6, atol=1e-9)
 
 
-def test_torchrun_starts_the_same_training_and_one_process_speaks():
+def small(batches=3, batch_size=64):
+    """Return images for so many batches and a last one of two."""
+    images = double(rows())
+    n = batches * batch_size + 2
+    return dataclasses.replace(images, train_images=images.train_images[:n], train_labels=images.train_labels[:n])
+
+
+def trained(images=None, *, norm="scratch", momentum=0.1, forgetful=False, **options):
+    """Return all that a training leaves behind; a forgetful network keeps no running statistics."""
+    model = synchronise(bnlib.lenet(norm, momentum=momentum).double())
+    for layer in model if forgetful else ():
+        if hasattr(layer, "running_mean"):
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+            layer.track_running_stats = False
+    settings = {"epochs": 2, "batch_size": 64, "lr": 0.5} | options
+    return figures(model, bnlib.fit(model, images or small(), progress=False, **settings))
+
+
+def figures(model, history):
+    epochs = [history.train_loss, history.train_accuracy, history.test_accuracy]
+    points = torch.tensor(history.points, dtype=torch.float64)
+    return dict(model.state_dict()) | {"epochs": torch.tensor(epochs, dtype=torch.float64), "points": points}
+
+
+def stopping(rank, how):
+    """Stop a training in its 5th step, in the last process alone: three ways to do it."""
+    steps, last, model = [], dist.get_world_size() - 1, bnlib.lenet().double()
+
+    def asked(step):
+        steps.append(step.loss.item())
+        if rank == last and len(steps) == 5:
+            if how == "raised":
+                raise KeyboardInterrupt
+            return how == "returned"
+
+    def pressed(layer, x):
+        if layer.training and rank == last:
+            steps.append(1)
+            if len(steps) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    options = {} if how == "pressed" else {"on_step": asked}
+    if how == "pressed":
+        model[0].register_forward_pre_hook(pressed)
+    before = signal.getsignal(signal.SIGINT)
+    history = bnlib.fit(synchronise(model), small(), epochs=9, batch_size=64, lr=0.5, progress=False, **options)
+    assert signal.getsignal(signal.SIGINT) is before
+    return figures(model, history) | ({"losses": torch.tensor(steps)} if options else {})
+
+
+def lost(rank):
+    """Return what is said when one image of one share is not a number, in a network that mixes no images."""
+    images = small()
+    images.train_images[7] = torch.nan
+    return said_of(lambda: trained(images=images, norm="none"))
+
+
+def plain(rank):
+    """Return what a network with torch's layers says and becomes: each share has its own statistics."""
+    calls, model, said = [], bnlib.lenet("torch").double(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        history = bnlib.fit(model, small(), epochs=2, batch_size=64, progress=True, on_epoch=lambda h: calls.append(1))
+    return figures(model, history) | {"said": said.getvalue(), "calls": len(calls)}
+
+
+def alone_in_the_first(rank):
+    """Return what the first process measures by itself on a synchronised network; the others take no part."""
+    model = synchronise(bnlib.lenet().double())
+    if rank == 0:
+        bnlib.reestimate_statistics(model, small(), batch_size=64)
+        return {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
+    return {}
+
+
+SETTINGS = {
+    "as it is": {},
+    "cumulative": {"momentum": None, "batch_size": 95, "schedule": "cosine"},
+    "forgetful": {"forgetful": True},
+}
+
+
+def fitted(rank, folder):
+    """Return, by what was tried, what came of it in this process."""
+    processes = dist.get_world_size()
+    trained(checkpoint=Path(folder) / f"of {processes}.pt", epochs=1)
+    return {
+        **{name: trained(**settings) for name, settings in SETTINGS.items()},
+        **{how: stopping(rank, how) for how in ("returned", "raised", "pressed")},
+        "resumed": trained(checkpoint=Path(folder) / "of 1.pt"),
+        "lost": lost(rank),
+        "plain": plain(rank),
+        "first alone": alone_in_the_first(rank),
+        "too small": said_of(lambda: trained(batch_size=processes - 1)),
+        "other settings": said_of(lambda: trained(lr=0.5 + rank)),
+        "damaged": said_of(lambda: trained(checkpoint=Path(folder) / "damaged.pt")),
+        "nowhere": said_of(lambda: trained(checkpoint=Path(folder) / "nowhere" / "run.pt")),
+    }
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def trainings(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "damaged.pt").write_bytes(b"not a checkpoint")
+    trained(checkpoint=folder / "of 1.pt", epochs=1)
+    return folder, run(fitted, folder, processes=request.param)
+
+
+def agree(found, expected):
+    """Check that every process has what one process has, and that they have it to the last bit."""
+    for process in found:
+        torch.testing.assert_close(process, expected, **BOUND)
+        for name, value in process.items():
+            assert torch.equal(value, found[0][name]), f"the processes disagree about {name}"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_fit_in_several_processes_is_fit_in_one(trainings, name):
+    agree([process[name] for process in trainings[1]], trained(**SETTINGS[name]))
+
+
+@pytest.mark.parametrize("how", ["returned", "raised", "pressed"])
+def test_all_stop_at_the_step_at_which_one_is_stopped(trainings, how):
+    losses, model = [], bnlib.lenet().double()
+    options = {"epochs": 9, "batch_size": 64, "lr": 0.5, "progress": False}
+    history = bnlib.fit(model, small(), on_step=lambda s: losses.append(s.loss.item()) or len(losses) == 5, **options)
+    expected = figures(model, history) | ({} if how == "pressed" else {"losses": torch.tensor(losses)})
+    agree([process[how] for process in trainings[1]], expected)
+
+
+def test_a_checkpoint_goes_on_in_any_number_of_processes(trainings):
+    folder, found = trainings
+    whole = trained()
+    agree([process["resumed"] for process in found], whole)
+    torch.testing.assert_close(trained(checkpoint=folder / f"of {len(found)}.pt"), whole, **BOUND)
+
+
+def test_a_loss_that_is_lost_in_one_process_ends_all_of_them_with_one_message(trainings):
+    _, found = trainings
+    assert found[0]["lost"].startswith("FloatingPointError: the loss is nan in epoch 1, step ")
+    assert {process["lost"] for process in found} == {found[0]["lost"]}
+
+
+def test_plain_layers_are_named_once_and_leave_the_first_ones_statistics_to_all(trainings):
+    _, found = trainings
+    first, *others = [process["plain"] for process in found]
+    assert first["said"].startswith("Each process normalises its own share of a batch in layer 1, 5, 10, 13; ")
+    assert first["said"].count("\n") == 1
+    assert first["calls"] == 2
+    for other in others:
+        assert other["said"] == ""
+        assert other["calls"] == 0
+        for name in first.keys() - {"said", "calls"}:
+            assert torch.equal(first[name], other[name]), name
+    assert first["points"][-1, 0] == 2
+
+
+def test_the_first_process_measures_alone_while_the_others_do_something_else(trainings):
+    _, found = trainings
+    model = bnlib.reestimate_statistics(bnlib.lenet().double(), small(), batch_size=64)
+    expected = {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
+    torch.testing.assert_close(found[0]["first alone"], expected, **BOUND)
+
+
+def test_what_does_not_fit_is_said_by_all_processes(trainings):
+    _, found = trainings
+    for rank, process in enumerate(found):
+        assert process["too small"].startswith(f"ValueError: batch_size must be {len(found)} or more, ")
+        assert f"this one ({rank}) with" in process["other settings"]
+        assert process["damaged"].startswith("ValueError: ")
+        assert "damaged.pt is damaged" in process["damaged"]
+        assert "make the folder" in process["nowhere"]
+
+
+# ---- torchrun
+
+
+def torchrun(*arguments, restarts=0, **options):
+    """Run a module or script in two processes on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run(
-        [*command, "-m", "bnlib.distributed", "--data=digits", "--epochs=1", "--batch-size=64"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "BNLIB_OFFLINE": "1"}
+    return subprocess.run(
+        [*command, f"--max-restarts={restarts}", *map(str, arguments)],
+        env=environment,
         capture_output=True,
         text=True,
-        check=True,
+        timeout=300,
+        **options,
     )
+
+
+KILLED = Path(__file__).with_name("killed.py")
+TRAINING = ["--data=digits", "--epochs=3", "--batch-size=64"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "run.pt"
+    result = torchrun("-m", "bnlib.distributed", *TRAINING, f"--checkpoint={path}")
+    assert result.returncode == 0, result.stderr
+    return result.stdout, torch.load(path, weights_only=True)
+
+
+def test_torchrun_starts_the_same_training_and_one_process_speaks(undisturbed):
+    said, _ = undisturbed
     alone = bnlib.fit(bnlib.lenet(), bnlib.load_images("digits"), epochs=1, batch_size=128, progress=False)
-    assert result.stdout.count("Data: ") == result.stdout.count("epoch 1") == 1
-    loss = re.search(r"epoch 1: train loss ([\d.]+),", result.stdout)[1]
+    assert said.count("Data: ") == said.count("epoch 1") == said.count("epoch 3") == 1
+    loss, speed = re.search(r"epoch 1: train loss ([\d.]+), .*; ([\d,]+) examples/s on cpu", said).groups()
     assert float(loss) == pytest.approx(alone.train_loss[0], abs=2e-3)
+    assert int(speed.replace(",", "")) > 0
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        "0:1:step:17",  # in the middle of the second epoch, after one checkpoint
+        "0:0:half written:2",
+        "0:1:message:5;1:0:renamed:1;2:0:written:1;3:1:evaluation:1",  # at first before there is any checkpoint
+    ],
+)
+def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(kills, undisturbed, tmp_path):
+    path = tmp_path / "run.pt"
+    restarts = kills.count(";") + 1
+    result = torchrun(KILLED, kills, *TRAINING, f"--checkpoint={path}", restarts=restarts)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Signal 9 (SIGKILL)") >= restarts, result.stderr
+    found, expected = torch.load(path, weights_only=True), undisturbed[1]
+    for name in ("epochs", "train_loss", "train_accuracy", "test_accuracy", "points"):
+        assert found["history"].get(name) == expected["history"].get(name), name
+    for name, tensor in expected["model"].items():
+        assert torch.equal(found["model"][name], tensor), name
+    assert list(tmp_path.iterdir()) == [path], "something half-written was left behind"
+
+
+def test_without_restarts_the_others_end_and_torchrun_says_who_died(tmp_path):
+    result = torchrun(KILLED, "0:1:step:5", *TRAINING, f"--checkpoint={tmp_path / 'run.pt'}")
+    assert result.returncode == 1
+    assert re.search(r"Root Cause.*rank +: 1 .*Signal 9 \(SIGKILL\)", result.stderr, re.S), result.stderr
+
+
+@pytest.mark.parametrize("trouble", ["one process too few", "wrong address", "port taken"])
+def test_processes_that_do_not_meet_say_where_and_for_how_long_they_tried(trouble, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if trouble != "port taken":
+            taken.close()
+        place = {
+            "MASTER_ADDR": "nowhere.invalid" if trouble == "wrong address" else "127.0.0.1",
+            "MASTER_PORT": f"{port}",
+        }
+        result = subprocess.run(
+            [sys.executable, "-m", "bnlib.distributed", "--device=cpu", "--timeout=1"],
+            env=os.environ | place | {"RANK": "0" if trouble != "wrong address" else "1", "WORLD_SIZE": "2"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert result.returncode == 2
+    where = f"of 2 did not meet the others at {place['MASTER_ADDR']}:{port} in 1 seconds (--timeout): "
+    assert where in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Does the first process run there")
 
 
 @pytest.mark.parametrize(
@@ -119,3 +524,11 @@ def test_the_script_says_what_is_wrong_in_a_line(arguments, message, capsys):
         main(["--device=cpu", "--data=digits", *arguments])
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_whole_batch_is_refused_with_how_it_comes_about(tmp_path, capsys):
+    arguments = ["--device=cpu", "--data=digits", "--epochs=1", f"--checkpoint={tmp_path / 'run.pt'}"]
+    main([*arguments, "--batch-size=512"])
+    with pytest.raises(SystemExit):
+        main([*arguments, "--batch-size=256"])
+    assert "it has batch_size 512, now 256 (1 processes of 256)" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""The training of bnlib.distributed, killed at chosen places: torchrun ... tests/killed.py "KILL ..." ARGUMENTS.
+
+A KILL is attempt:rank:place:call: at the call-th call of that place the process is killed as the kernel would kill it.
+"""
+
+import os
+import signal
+import sys
+
+import torch
+
+from bnlib import checkpoint, distributed, training
+
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(state, file):
+    file.write(b"half a checkpoint")
+    file.flush()
+    os.fsync(file.fileno())
+    die()
+
+
+def at_call(module, name, number, action):
+    """Have the number-th call of `module.name` do `action` instead."""
+    original, calls = getattr(module, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return (action if len(calls) == number else original)(*args, **kwargs)
+
+    setattr(module, name, counted)
+
+
+def renamed_and_dead(scratch, path):
+    os.rename(scratch, path)
+    die()
+
+
+PLACES = {  # what is called there, and what happens then
+    "step": (training.F, "cross_entropy", die),
+    "message": (torch.distributed, "all_reduce", die),
+    "evaluation": (training, "_accuracy", die),
+    "loading": (training, "load_checkpoint", die),
+    "half written": (checkpoint.torch, "save", half),
+    "written": (checkpoint.os, "fsync", die),
+    "renamed": (checkpoint.os, "replace", renamed_and_dead),
+}
+
+if __name__ == "__main__":
+    for kill in filter(None, sys.argv[1].split(";")):
+        attempt, rank, place, number = kill.split(":")
+        if (attempt, rank) == (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]):
+            module, name, action = PLACES[place]
+            at_call(module, name, int(number), action)
+    distributed.main(sys.argv[2:])
