@@ -22,6 +22,7 @@ from torch.multiprocessing import spawn
 from .data import load_images
 from .functional import batch_norm, update_running
 from .models import lenet
+from .processes import join
 from .training import SCHEDULES, find_device, fit, normalising
 
 
@@ -63,9 +64,7 @@ def batch_norm_sync(
     sums = _SumOverProcesses.apply(torch.cat([x.sum(dims), count]), group)  # (C + 1,)
     n = sums[-1].detach()
     if n.device.type == "cpu" and n < 2:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got {n:.0f} from all {processes} processes"
-        )
+        raise ValueError(f"Expected more than 1 value per channel when training, got {n:.0f} of {processes} processes")
     mean = sums[:-1] / n  # (C,), of the whole batch
     centred = x - mean.view(per_channel)
     var = _SumOverProcesses.apply(centred.square().sum(dims), group) / n  # (C,), biased
@@ -125,18 +124,6 @@ def _join_and_work(rank, processes, folder, worker, args, timeout):
     dist.destroy_process_group()  # after an error not: the others would fail of it, and perhaps be heard first
 
 
-def _join(backend, timeout):
-    """Join the processes that the environment names, or raise ConnectionError with what to look at."""
-    try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    except (RuntimeError, ValueError) as error:
-        rank, size, *place = (os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-        raise ConnectionError(
-            f"process {rank} of {size} did not meet the others at {':'.join(map(str, place))} in {timeout:g} seconds "
-            f"(--timeout): {error}\nDoes the first process run there, is its port free, do all the others run?"
-        ) from None
-
-
 def main(arguments=None):
     """Train LeNet in this process and the others that torchrun has started; the first of them says how it goes."""
     parser = argparse.ArgumentParser(
@@ -162,7 +149,7 @@ def main(arguments=None):
         if processes > 1:
             if cuda:
                 torch.cuda.set_device(device)
-            _join("nccl" if cuda else "gloo", given.timeout)
+            join("nccl" if cuda else "gloo", given.timeout)
         with contextlib.redirect_stdout(None) if rank else contextlib.nullcontext():
             if local:
                 dist.barrier()  # each machine's first process downloads, the others find it done

@@ -4,11 +4,53 @@ Sums and messages go through `torch.distributed`. What is said here is said by a
 """
 
 import contextlib
+import os
 import signal
 import threading
+import time
+from datetime import timedelta
+from uuid import uuid4
 
 import torch.distributed as dist
 from torch import Tensor
+
+
+def join(backend, timeout):
+    """Join the processes that the environment names, as torchrun sets it; wait for them `timeout` seconds at most.
+
+    Raises ConnectionError, with what to look at, if they do not meet.
+    """
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        store = dist.PrefixStore(_this_start(store, rank, size, timeout), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        rank, size, *place = (os.environ.get(key) for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        raise ConnectionError(
+            f"process {rank} of {size} did not meet the others at {':'.join(map(str, place))} ({timeout:g} seconds is "
+            f"the most it waits): {error}\nDoes the first process run there, is its port free, do all the others run?"
+        ) from None
+
+
+def _this_start(store, rank, size, timeout):
+    """Return a name that all processes started now agree on.
+
+    After a restart torchrun hands out the store that it had before, with the addresses of the dead in it; their own
+    count of restarts, which would tell, differs between machines (PyTorch's issue 135712).
+    """
+    mine = uuid4().hex
+    if rank == 0:
+        for other in range(1, size):
+            store.delete_key(f"hello {other}")  # may be of the dead; the living say it again
+        for other in range(1, size):
+            store.set(f"welcome {store.get(f'hello {other}').decode()}", mine)
+        return mine
+    end = time.monotonic() + timeout
+    while time.monotonic() < end and not store.check([f"welcome {mine}"]):
+        store.set(f"hello {rank}", mine)
+        with contextlib.suppress(dist.DistStoreError):
+            store.wait([f"welcome {mine}"], timedelta(seconds=0.2))
+    return store.get(f"welcome {mine}").decode()
 
 
 def world() -> tuple[int, int]:
