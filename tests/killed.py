@@ -1,6 +1,7 @@
 """The training of bnlib.distributed, killed at chosen places: torchrun ... tests/killed.py "KILL ..." ARGUMENTS.
 
 A KILL is attempt:rank:place:call: at the call-th call of that place the process is killed as the kernel would kill it.
+The images are those of small_images.
 """
 
 import os
@@ -8,18 +9,19 @@ import signal
 import sys
 
 import torch
+from small_images import rows
 
 from bnlib import checkpoint, distributed, training
 
 
 def die(*args, **kwargs):
+    os.write(sys.stderr.fileno(), b"KILLED\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half(state, file):
-    file.write(b"half a checkpoint")
-    file.flush()
-    os.fsync(file.fileno())
+def half(suffix, prefix, folder, original=checkpoint.tempfile.mkstemp):
+    number, _ = original(suffix, prefix, folder)
+    os.write(number, b"half a checkpoint")
     die()
 
 
@@ -44,7 +46,7 @@ PLACES = {  # what is called there, and what happens then
     "message": (torch.distributed, "all_reduce", die),
     "evaluation": (training, "_accuracy", die),
     "loading": (training, "load_checkpoint", die),
-    "half written": (checkpoint.torch, "save", half),
+    "half written": (checkpoint.tempfile, "mkstemp", half),
     "written": (checkpoint.os, "fsync", die),
     "renamed": (checkpoint.os, "replace", renamed_and_dead),
 }
@@ -55,4 +57,5 @@ if __name__ == "__main__":
         if (attempt, rank) == (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]):
             module, name, action = PLACES[place]
             at_call(module, name, int(number), action)
+    distributed.load_images = lambda name: rows()
     distributed.main(sys.argv[2:])

@@ -132,7 +132,8 @@ def halves(rank):
     return batch_norm_sync(share(x), torch.zeros(3), torch.ones(3), training=True)
 
 
-def asked(rank, processes):
+def asked(rank):
+    processes = dist.get_world_size()
     return {
         "ours": steps(bnlib, 0.3, processes, rank),
         "ours, cumulative": steps(bnlib, None, processes, rank),
@@ -140,13 +141,140 @@ def asked(rank, processes):
         "accumulated": accumulated(rank),
         "halves": halves(rank),
         "one value": said_of(one_value),
+        "means": running_means(rank, torch.arange(24.0).view(4, 2, 3)),
         "grouped": grouped(rank) if processes == 4 else None,
     }
 
 
+# ---- fit, in several processes
+
+
+def double(images):
+    return dataclasses.replace(
+        images, train_images=images.train_images.double(), test_images=images.test_images.double()
+    )
+
+
+def small():
+    """Return images for three batches of 24 and a last one of two, in float64."""
+    images, cut = double(rows()), {"train": 74, "test": 41}
+    return dataclasses.replace(
+        images,
+        **{
+            f"{which}_{what}": getattr(images, f"{which}_{what}")[:n]
+            for which, n in cut.items()
+            for what in ("images", "labels")
+        },
+    )
+
+
+def trained(images=None, *, norm="scratch", momentum=0.1, forgetful=False, **options):
+    """Return all that a training leaves behind; a forgetful network keeps no running statistics."""
+    model = synchronise(bnlib.lenet(norm, momentum=momentum).double())
+    for layer in model if forgetful else ():
+        if hasattr(layer, "running_mean"):
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+            layer.track_running_stats = False
+    settings = {"epochs": 2, "batch_size": 24, "lr": 0.5} | options
+    return figures(model, bnlib.fit(model, images or small(), progress=False, **settings))
+
+
+def figures(model, history):
+    epochs = [history.train_loss, history.train_accuracy, history.test_accuracy]
+    points = torch.tensor(history.points, dtype=torch.float64)
+    return dict(model.state_dict()) | {"epochs": torch.tensor(epochs, dtype=torch.float64), "points": points}
+
+
+def stopping(rank, how):
+    """Stop a training in its 5th step, in the last process alone: three ways to do it."""
+    steps, last, model = [], dist.get_world_size() - 1, bnlib.lenet().double()
+
+    def asked(step):
+        steps.append(step.loss.item())
+        if rank == last and len(steps) == 5:
+            if how == "raised":
+                raise KeyboardInterrupt
+            return how == "returned"
+
+    def pressed(layer, x):
+        if layer.training and rank == last:
+            steps.append(1)
+            if len(steps) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    options = {} if how == "pressed" else {"on_step": asked}
+    if how == "pressed":
+        model[0].register_forward_pre_hook(pressed)
+    before = signal.getsignal(signal.SIGINT)
+    history = bnlib.fit(synchronise(model), small(), epochs=9, batch_size=24, lr=0.5, progress=False, **options)
+    assert signal.getsignal(signal.SIGINT) is before
+    return figures(model, history) | ({"losses": torch.tensor(steps)} if options else {})
+
+
+def lost(rank):
+    """Return what is said when one image of one share is not a number, in a network that mixes no images."""
+    images = small()
+    images.train_images[7] = torch.nan
+    return said_of(lambda: trained(images=images, norm="none"))
+
+
+def plain(rank):
+    """Return what a network with torch's layers says and becomes: each share has its own statistics."""
+    calls, model, said = [], bnlib.lenet("torch").double(), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        history = bnlib.fit(model, small(), epochs=2, batch_size=24, progress=True, on_epoch=lambda h: calls.append(1))
+    return figures(model, history) | {"said": said.getvalue(), "calls": len(calls)}
+
+
+def alone_in_the_first(rank):
+    """Return what the first process measures by itself on a synchronised network; the others take no part."""
+    model = synchronise(bnlib.lenet().double())
+    if rank == 0:
+        bnlib.reestimate_statistics(model, small(), batch_size=24)
+        return {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
+    return {}
+
+
+SETTINGS = {
+    "as it is": {},
+    "cumulative": {"momentum": None, "batch_size": 36, "schedule": "cosine"},
+    "forgetful": {"forgetful": True},
+}
+
+
+def fitted(rank, folder):
+    """Return, by what was tried, what came of it in this process."""
+    processes = dist.get_world_size()
+    trained(checkpoint=Path(folder) / f"of {processes}.pt", epochs=1)
+    return {
+        **{name: trained(**settings) for name, settings in SETTINGS.items()},
+        **{how: stopping(rank, how) for how in ("returned", "raised", "pressed")},
+        "resumed": trained(checkpoint=Path(folder) / "of 1.pt"),
+        "lost": lost(rank),
+        "plain": plain(rank),
+        "first alone": alone_in_the_first(rank),
+        "too small": said_of(lambda: trained(batch_size=processes - 1)),
+        "other settings": said_of(lambda: trained(lr=0.5 + rank)),
+        "damaged": said_of(lambda: trained(checkpoint=Path(folder) / "damaged.pt")),
+        "nowhere": said_of(lambda: trained(checkpoint=Path(folder) / "nowhere" / "run.pt")),
+    }
+
+
+def everything(rank, folder):
+    return asked(rank) | fitted(rank, folder)
+
+
 @pytest.fixture(scope="module", params=[2, 4])
-def answers(request):
-    return run(asked, request.param, processes=request.param)
+def together(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    (folder / "damaged.pt").write_bytes(b"not a checkpoint")
+    trained(checkpoint=folder / "of 1.pt", epochs=1)
+    return folder, run(everything, folder, processes=request.param)
+
+
+@pytest.fixture
+def answers(together):
+    return together[1]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +314,7 @@ def test_one_value_in_all_processes_together_is_refused_by_all(answers):
         )
 
 
-@pytest.mark.parametrize("answers", [4], indirect=True)
+@pytest.mark.parametrize("together", [4], indirect=True)
 def test_a_group_is_a_batch_of_its_own_and_refuses_who_is_not_in_it(answers):
     whole = torch.randn(10, 3, generator=seeded(2), dtype=torch.float64)
     pairs = [[answer["grouped"] for answer in answers[i : i + 2]] for i in (0, 2)]
@@ -203,12 +331,79 @@ def test_a_group_is_a_batch_of_its_own_and_refuses_who_is_not_in_it(answers):
         assert f"process {rank} is not in `group`" in answer["grouped"]["error"]
 
 
-def test_plain_statistics_are_each_process_its_own_and_synchronised_ones_are_the_batchs():
+@pytest.mark.parametrize("together", [2], indirect=True)
+def test_plain_statistics_are_each_process_its_own_and_synchronised_ones_are_the_batchs(answers):
     x = torch.arange(24.0).view(4, 2, 3)
-    shares = run(running_means, x)
-    for half, (plain, synchronised) in zip(x.chunk(2), shares, strict=True):
+    for half, answer in zip(x.chunk(2), answers, strict=True):
+        plain, synchronised = answer["means"]
         torch.testing.assert_close(plain, half.mean([0, 2]))
         torch.testing.assert_close(synchronised, x.mean([0, 2]))
+
+
+def agree(found, expected):
+    """Check that every process has what one process has, and that they have it to the last bit."""
+    for process in found:
+        torch.testing.assert_close(process, expected, **BOUND)
+        for name, value in process.items():
+            assert torch.equal(value, found[0][name]), f"the processes disagree about {name}"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_fit_in_several_processes_is_fit_in_one(together, name):
+    agree([process[name] for process in together[1]], trained(**SETTINGS[name]))
+
+
+@pytest.mark.parametrize("how", ["returned", "raised", "pressed"])
+def test_all_stop_at_the_step_at_which_one_is_stopped(together, how):
+    losses, model = [], bnlib.lenet().double()
+    options = {"epochs": 9, "batch_size": 24, "lr": 0.5, "progress": False}
+    history = bnlib.fit(model, small(), on_step=lambda s: losses.append(s.loss.item()) or len(losses) == 5, **options)
+    expected = figures(model, history) | ({} if how == "pressed" else {"losses": torch.tensor(losses)})
+    agree([process[how] for process in together[1]], expected)
+
+
+def test_a_checkpoint_goes_on_in_any_number_of_processes(together):
+    folder, found = together
+    whole = trained()
+    agree([process["resumed"] for process in found], whole)
+    torch.testing.assert_close(trained(checkpoint=folder / f"of {len(found)}.pt"), whole, **BOUND)
+
+
+def test_a_loss_that_is_lost_in_one_process_ends_all_of_them_with_one_message(together):
+    _, found = together
+    assert found[0]["lost"].startswith("FloatingPointError: the loss is nan in epoch 1, step ")
+    assert {process["lost"] for process in found} == {found[0]["lost"]}
+
+
+def test_plain_layers_are_named_once_and_leave_the_first_ones_statistics_to_all(together):
+    _, found = together
+    first, *others = [process["plain"] for process in found]
+    assert first["said"].startswith("Each process normalises its own share of a batch in layer 1, 5, 10, 13; ")
+    assert first["said"].count("\n") == 1
+    assert first["calls"] == 2
+    for other in others:
+        assert other["said"] == ""
+        assert other["calls"] == 0
+        for name in first.keys() - {"said", "calls"}:
+            assert torch.equal(first[name], other[name]), name
+    assert first["points"][-1, 0] == 2
+
+
+def test_the_first_process_measures_alone_while_the_others_do_something_else(together):
+    _, found = together
+    model = bnlib.reestimate_statistics(bnlib.lenet().double(), small(), batch_size=24)
+    expected = {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
+    torch.testing.assert_close(found[0]["first alone"], expected, **BOUND)
+
+
+def test_what_does_not_fit_is_said_by_all_processes(together):
+    _, found = together
+    for rank, process in enumerate(found):
+        assert process["too small"].startswith(f"ValueError: batch_size must be {len(found)} or more, ")
+        assert f"this one ({rank}) with" in process["other settings"]
+        assert process["damaged"].startswith("ValueError: ")
+        assert "damaged.pt is damaged" in process["damaged"]
+        assert "make the folder" in process["nowhere"]
 
 
 def test_without_other_processes_a_synchronised_network_is_the_network():
@@ -239,188 +434,6 @@ def test_a_killed_process_ends_the_others_and_is_named():
         run(second_is_killed)
 
 
-# ---- fit, in several processes
-
-
-def double(images):
-    return dataclasses.replace(
-        images, train_images=images.train_images.double(), test_images=images.test_images.double()
-    )
-
-
-def small(batches=3, batch_size=64):
-    """Return images for so many batches and a last one of two."""
-    images = double(rows())
-    n = batches * batch_size + 2
-    return dataclasses.replace(images, train_images=images.train_images[:n], train_labels=images.train_labels[:n])
-
-
-def trained(images=None, *, norm="scratch", momentum=0.1, forgetful=False, **options):
-    """Return all that a training leaves behind; a forgetful network keeps no running statistics."""
-    model = synchronise(bnlib.lenet(norm, momentum=momentum).double())
-    for layer in model if forgetful else ():
-        if hasattr(layer, "running_mean"):
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-            layer.track_running_stats = False
-    settings = {"epochs": 2, "batch_size": 64, "lr": 0.5} | options
-    return figures(model, bnlib.fit(model, images or small(), progress=False, **settings))
-
-
-def figures(model, history):
-    epochs = [history.train_loss, history.train_accuracy, history.test_accuracy]
-    points = torch.tensor(history.points, dtype=torch.float64)
-    return dict(model.state_dict()) | {"epochs": torch.tensor(epochs, dtype=torch.float64), "points": points}
-
-
-def stopping(rank, how):
-    """Stop a training in its 5th step, in the last process alone: three ways to do it."""
-    steps, last, model = [], dist.get_world_size() - 1, bnlib.lenet().double()
-
-    def asked(step):
-        steps.append(step.loss.item())
-        if rank == last and len(steps) == 5:
-            if how == "raised":
-                raise KeyboardInterrupt
-            return how == "returned"
-
-    def pressed(layer, x):
-        if layer.training and rank == last:
-            steps.append(1)
-            if len(steps) == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    options = {} if how == "pressed" else {"on_step": asked}
-    if how == "pressed":
-        model[0].register_forward_pre_hook(pressed)
-    before = signal.getsignal(signal.SIGINT)
-    history = bnlib.fit(synchronise(model), small(), epochs=9, batch_size=64, lr=0.5, progress=False, **options)
-    assert signal.getsignal(signal.SIGINT) is before
-    return figures(model, history) | ({"losses": torch.tensor(steps)} if options else {})
-
-
-def lost(rank):
-    """Return what is said when one image of one share is not a number, in a network that mixes no images."""
-    images = small()
-    images.train_images[7] = torch.nan
-    return said_of(lambda: trained(images=images, norm="none"))
-
-
-def plain(rank):
-    """Return what a network with torch's layers says and becomes: each share has its own statistics."""
-    calls, model, said = [], bnlib.lenet("torch").double(), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        history = bnlib.fit(model, small(), epochs=2, batch_size=64, progress=True, on_epoch=lambda h: calls.append(1))
-    return figures(model, history) | {"said": said.getvalue(), "calls": len(calls)}
-
-
-def alone_in_the_first(rank):
-    """Return what the first process measures by itself on a synchronised network; the others take no part."""
-    model = synchronise(bnlib.lenet().double())
-    if rank == 0:
-        bnlib.reestimate_statistics(model, small(), batch_size=64)
-        return {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
-    return {}
-
-
-SETTINGS = {
-    "as it is": {},
-    "cumulative": {"momentum": None, "batch_size": 95, "schedule": "cosine"},
-    "forgetful": {"forgetful": True},
-}
-
-
-def fitted(rank, folder):
-    """Return, by what was tried, what came of it in this process."""
-    processes = dist.get_world_size()
-    trained(checkpoint=Path(folder) / f"of {processes}.pt", epochs=1)
-    return {
-        **{name: trained(**settings) for name, settings in SETTINGS.items()},
-        **{how: stopping(rank, how) for how in ("returned", "raised", "pressed")},
-        "resumed": trained(checkpoint=Path(folder) / "of 1.pt"),
-        "lost": lost(rank),
-        "plain": plain(rank),
-        "first alone": alone_in_the_first(rank),
-        "too small": said_of(lambda: trained(batch_size=processes - 1)),
-        "other settings": said_of(lambda: trained(lr=0.5 + rank)),
-        "damaged": said_of(lambda: trained(checkpoint=Path(folder) / "damaged.pt")),
-        "nowhere": said_of(lambda: trained(checkpoint=Path(folder) / "nowhere" / "run.pt")),
-    }
-
-
-@pytest.fixture(scope="module", params=[2, 4])
-def trainings(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoints")
-    (folder / "damaged.pt").write_bytes(b"not a checkpoint")
-    trained(checkpoint=folder / "of 1.pt", epochs=1)
-    return folder, run(fitted, folder, processes=request.param)
-
-
-def agree(found, expected):
-    """Check that every process has what one process has, and that they have it to the last bit."""
-    for process in found:
-        torch.testing.assert_close(process, expected, **BOUND)
-        for name, value in process.items():
-            assert torch.equal(value, found[0][name]), f"the processes disagree about {name}"
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_fit_in_several_processes_is_fit_in_one(trainings, name):
-    agree([process[name] for process in trainings[1]], trained(**SETTINGS[name]))
-
-
-@pytest.mark.parametrize("how", ["returned", "raised", "pressed"])
-def test_all_stop_at_the_step_at_which_one_is_stopped(trainings, how):
-    losses, model = [], bnlib.lenet().double()
-    options = {"epochs": 9, "batch_size": 64, "lr": 0.5, "progress": False}
-    history = bnlib.fit(model, small(), on_step=lambda s: losses.append(s.loss.item()) or len(losses) == 5, **options)
-    expected = figures(model, history) | ({} if how == "pressed" else {"losses": torch.tensor(losses)})
-    agree([process[how] for process in trainings[1]], expected)
-
-
-def test_a_checkpoint_goes_on_in_any_number_of_processes(trainings):
-    folder, found = trainings
-    whole = trained()
-    agree([process["resumed"] for process in found], whole)
-    torch.testing.assert_close(trained(checkpoint=folder / f"of {len(found)}.pt"), whole, **BOUND)
-
-
-def test_a_loss_that_is_lost_in_one_process_ends_all_of_them_with_one_message(trainings):
-    _, found = trainings
-    assert found[0]["lost"].startswith("FloatingPointError: the loss is nan in epoch 1, step ")
-    assert {process["lost"] for process in found} == {found[0]["lost"]}
-
-
-def test_plain_layers_are_named_once_and_leave_the_first_ones_statistics_to_all(trainings):
-    _, found = trainings
-    first, *others = [process["plain"] for process in found]
-    assert first["said"].startswith("Each process normalises its own share of a batch in layer 1, 5, 10, 13; ")
-    assert first["said"].count("\n") == 1
-    assert first["calls"] == 2
-    for other in others:
-        assert other["said"] == ""
-        assert other["calls"] == 0
-        for name in first.keys() - {"said", "calls"}:
-            assert torch.equal(first[name], other[name]), name
-    assert first["points"][-1, 0] == 2
-
-
-def test_the_first_process_measures_alone_while_the_others_do_something_else(trainings):
-    _, found = trainings
-    model = bnlib.reestimate_statistics(bnlib.lenet().double(), small(), batch_size=64)
-    expected = {"accuracy": bnlib.evaluate(model, small())} | dict(model.state_dict())
-    torch.testing.assert_close(found[0]["first alone"], expected, **BOUND)
-
-
-def test_what_does_not_fit_is_said_by_all_processes(trainings):
-    _, found = trainings
-    for rank, process in enumerate(found):
-        assert process["too small"].startswith(f"ValueError: batch_size must be {len(found)} or more, ")
-        assert f"this one ({rank}) with" in process["other settings"]
-        assert process["damaged"].startswith("ValueError: ")
-        assert "damaged.pt is damaged" in process["damaged"]
-        assert "make the folder" in process["nowhere"]
-
-
 # ---- torchrun
 
 
@@ -439,21 +452,21 @@ def torchrun(*arguments, restarts=0, **options):
 
 
 KILLED = Path(__file__).with_name("killed.py")
-TRAINING = ["--data=digits", "--epochs=3", "--batch-size=64"]
+TRAINING = ["--epochs=2", "--batch-size=16"]  # of 320 images: ten steps an epoch
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "run.pt"
-    result = torchrun("-m", "bnlib.distributed", *TRAINING, f"--checkpoint={path}")
+    result = torchrun(KILLED, "", *TRAINING, f"--checkpoint={path}")
     assert result.returncode == 0, result.stderr
-    return result.stdout, torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=True)
 
 
-def test_torchrun_starts_the_same_training_and_one_process_speaks(undisturbed):
-    said, _ = undisturbed
+def test_torchrun_starts_the_same_training_and_one_process_speaks():
+    said = torchrun("-m", "bnlib.distributed", "--data=digits", "--epochs=1", "--batch-size=64").stdout
     alone = bnlib.fit(bnlib.lenet(), bnlib.load_images("digits"), epochs=1, batch_size=128, progress=False)
-    assert said.count("Data: ") == said.count("epoch 1") == said.count("epoch 3") == 1
+    assert said.count("Data: ") == said.count("epoch 1") == 1
     loss, speed = re.search(r"epoch 1: train loss ([\d.]+), .*; ([\d,]+) examples/s on cpu", said).groups()
     assert float(loss) == pytest.approx(alone.train_loss[0], abs=2e-3)
     assert int(speed.replace(",", "")) > 0
@@ -462,9 +475,8 @@ def test_torchrun_starts_the_same_training_and_one_process_speaks(undisturbed):
 @pytest.mark.parametrize(
     "kills",
     [
-        "0:1:step:17",  # in the middle of the second epoch, after one checkpoint
-        "0:0:half written:2",
-        "0:1:message:5;1:0:renamed:1;2:0:written:1;3:1:evaluation:1",  # at first before there is any checkpoint
+        "0:1:step:15",  # in the middle of the second epoch, after one checkpoint
+        "0:1:message:5;1:0:half written:1;2:0:renamed:1;3:1:evaluation:1",  # at first before there is any checkpoint
     ],
 )
 def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(kills, undisturbed, tmp_path):
@@ -472,10 +484,10 @@ def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(kills,
     restarts = kills.count(";") + 1
     result = torchrun(KILLED, kills, *TRAINING, f"--checkpoint={path}", restarts=restarts)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("Signal 9 (SIGKILL)") >= restarts, result.stderr
-    found, expected = torch.load(path, weights_only=True), undisturbed[1]
-    for name in ("epochs", "train_loss", "train_accuracy", "test_accuracy", "points"):
-        assert found["history"].get(name) == expected["history"].get(name), name
+    assert result.stderr.count("KILLED") == restarts, result.stderr
+    found, expected = torch.load(path, weights_only=True), undisturbed
+    for name in ("train_loss", "train_accuracy", "test_accuracy", "points"):
+        assert found["history"][name] == expected["history"][name], name
     for name, tensor in expected["model"].items():
         assert torch.equal(found["model"][name], tensor), name
     assert list(tmp_path.iterdir()) == [path], "something half-written was left behind"
@@ -487,27 +499,36 @@ def test_without_restarts_the_others_end_and_torchrun_says_who_died(tmp_path):
     assert re.search(r"Root Cause.*rank +: 1 .*Signal 9 \(SIGKILL\)", result.stderr, re.S), result.stderr
 
 
-@pytest.mark.parametrize("trouble", ["one process too few", "wrong address", "port taken"])
-def test_processes_that_do_not_meet_say_where_and_for_how_long_they_tried(trouble, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        if trouble != "port taken":
-            taken.close()
-        place = {
-            "MASTER_ADDR": "nowhere.invalid" if trouble == "wrong address" else "127.0.0.1",
-            "MASTER_PORT": f"{port}",
+def test_processes_that_do_not_meet_say_where_and_for_how_long_they_waited():
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:
+        ports = [server.getsockname()[1] for server in (taken, free)]
+        free.close()
+        troubles = {
+            "port taken": ("127.0.0.1", ports[0], 0),
+            "one process too few": ("127.0.0.1", ports[1], 0),
+            "no such address": ("nowhere.invalid", ports[1], 1),
         }
-        result = subprocess.run(
-            [sys.executable, "-m", "bnlib.distributed", "--device=cpu", "--timeout=1"],
-            env=os.environ | place | {"RANK": "0" if trouble != "wrong address" else "1", "WORLD_SIZE": "2"},
-            capture_output=True,
-            text=True,
-            timeout=120,
+        started = {
+            trouble: subprocess.Popen(
+                [sys.executable, "-m", "bnlib.distributed", "--device=cpu", "--timeout=1"],
+                env=os.environ
+                | {"MASTER_ADDR": address, "MASTER_PORT": f"{port}", "RANK": f"{rank}", "WORLD_SIZE": "2"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for trouble, (address, port, rank) in troubles.items()
+        }
+        said = {
+            trouble: (*process.communicate(timeout=120), process.returncode) for trouble, process in started.items()
+        }
+    for trouble, (_, words, code) in said.items():
+        address, port, rank = troubles[trouble]
+        assert code == 2, (trouble, words)
+        assert (
+            f"process {rank} of 2 did not meet the others at {address}:{port} (1 seconds is the most it waits): "
+            in words
         )
-    assert result.returncode == 2
-    where = f"of 2 did not meet the others at {place['MASTER_ADDR']}:{port} (1 seconds is the most it waits): "
-    assert where in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("Does the first process run there")
+        assert words.splitlines()[-1].startswith("Does the first process run there"), trouble
 
 
 @pytest.mark.parametrize(
