@@ -57,7 +57,8 @@ class Explainer:
         shown = {*self.telling, self.other}
         self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
-        self.small = {case for case in calm if min(case.main.shape) == 1}
+        small = {case for case in calm if min(case.main.shape) == 1}
+        self.small = small if 2 * len(small) <= len(calm) else set()
         self.ordered = sorted(calm, key=lambda case: case in self.small)
         self.but_for_small = None
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
