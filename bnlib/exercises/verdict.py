@@ -13,8 +13,14 @@ LESSONS = {
     3: "03_batchnorm2d_loops",
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
+    6: "06_backward",
 }
 READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+    ("dgamma", 6, "dβ and dγ"),
+    ("dbeta", 6, "dβ and dγ"),
+    ("gamma", 6, "Three paths to x"),
+    ("epsilon", 6, "What BN lets through"),
+    ("n − 1", 6, "Three paths to x"),
     ("epsilon", 4, "ε inside the root"),
     ("epsilon", 1, "Standardise"),
     ("gradient", 2, "The gradient goes through the mean and the variance"),
