@@ -86,7 +86,7 @@ class Normalise(torch.autograd.Function):
         else:
             share = gain / -n
             slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)
-            if plain:
+            if plain:  # through the variance, through the mean, directly
                 dx = dx * slope + shift + dy * spread(gain, x)
             else:
                 torch.sub(x, centre, out=dx)  # again: the memory is there
