@@ -510,8 +510,7 @@ def test_layer_g_is_right_once_differentiated_and_wrong_twice():
     layer = bugs["G"].layer(2).double()
     x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, x)
-    with pytest.raises(torch.autograd.gradcheck.GradcheckError):
-        torch.autograd.gradgradcheck(layer, x)
+    assert not torch.autograd.gradgradcheck(layer, x, raise_exception=False)
 
 
 def test_bugs_may_be_named_in_other_words():
