@@ -21,8 +21,8 @@ NORMS = {  # name -> (for tables, for images): functions of the number of channe
 }
 
 
-def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
-    """Return LeNet for images (B, 1, 28, 28) and 10 classes, with a normalization before each sigmoid.
+def lenet(norm="scratch", *, momentum=0.1, seed=0, activation=nn.Sigmoid) -> nn.Sequential:
+    """Return LeNet for images (B, 1, 28, 28) and 10 classes, with a normalization before each `activation`.
 
     norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none", and those of lesson 07:
               "convolutions" (this library's, after the convolutions only), "group" (of 2), "layer" (all of an image's
@@ -37,11 +37,11 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
 
     def build():
         return nn.Sequential(
-            *(nn.Conv2d(1, 6, kernel_size=5), *norm2d(6), nn.Sigmoid(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(6, 16, kernel_size=5), *norm2d(16), nn.Sigmoid(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(1, 6, kernel_size=5), *norm2d(6), activation(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, kernel_size=5), *norm2d(16), activation(), nn.MaxPool2d(2)),
             nn.Flatten(),
-            *(nn.Linear(256, 120), *norm1d(120), nn.Sigmoid()),
-            *(nn.Linear(120, 84), *norm1d(84), nn.Sigmoid()),
+            *(nn.Linear(256, 120), *norm1d(120), activation()),
+            *(nn.Linear(120, 84), *norm1d(84), activation()),
             nn.Linear(84, 10),
         )
 

@@ -28,6 +28,8 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
+    "who_is_in_the_batch": explore.who_is_in_the_batch,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 

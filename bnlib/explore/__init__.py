@@ -11,6 +11,8 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "train_eval_gap": ("lesson04", "TrainEvalGap"),
     "train_it_yourself": ("lesson05", "TrainItYourself"),
     "inside_the_layers": ("lesson05", "InsideTheLayers"),
+    "what_a_norm_does_not_see": ("lesson07", "WhatANormDoesNotSee"),
+    "who_is_in_the_batch": ("lesson07", "WhoIsInTheBatch"),
 }
 __all__ = list(_HOME)
 
