@@ -190,3 +190,11 @@ def test_masked_batch_norm_is_batch_norm_of_the_real_positions(shape):
 def test_a_mask_without_padding_changes_nothing():
     x = torch.randn(4, 3, 5, dtype=torch.float64)
     close(bnlib.masked_batch_norm(x, o(4, 5).bool()), F.batch_norm(x, None, None, training=True), atol=1e-9)
+
+
+def test_group_norm_with_a_bias_alone_has_a_gradient():
+    """Torch's own has none (2.13: "tensor does not have a device"), so it is held against γ = 1."""
+    x, bias = torch.randn(2, 6, 3, dtype=torch.float64), torch.randn(6, dtype=torch.float64, requires_grad=True)
+    (ours,) = torch.autograd.grad((bnlib.group_norm(x, 2, None, bias) * x).sum(), bias)
+    (theirs,) = torch.autograd.grad((F.group_norm(x, 2, torch.ones_like(bias), bias) * x).sum(), bias)
+    close(ours, theirs, atol=1e-12)

@@ -27,6 +27,7 @@ from .layer import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
+from .norms import AXES_QUIZ, GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM
 from .statistics import CHANNEL_STATS, RUNNING_STATS
 from .verdict import Verdict
 
@@ -37,6 +38,7 @@ EXERCISES = {
     for exercise in (
         *(STANDARDIZE, GIVE_BACK, AS_2D, CHANNEL_STATS, BATCH_NORM_LOOPS, RUNNING_STATS),
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
+        *(GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM, AXES_QUIZ),
     )
 }
 _solved = set()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..functional import batch_norm
 from ..norms import group_norm, instance_norm, layer_norm, rms_norm
-from ..plots import BLUE, VERMILION
+from ..plots import BLUE, GREY, VERMILION
 from .base import Explorer, Redrawn, choice, slider
 
 EPS = 1e-5
@@ -214,12 +214,16 @@ class WhatANormDoesNotSee(Explorer):
     def still(self, figure):
         """Draw three panels of tiles: a row an image, a column a channel."""
         axes = figure.subplots(1, 3)
-        figure.subplots_adjust(left=0.11, right=0.99, top=0.86, bottom=0.2, wspace=0.08)
+        figure.subplots_adjust(left=0.125, right=0.99, top=0.86, bottom=0.2, wspace=0.08)
         self._panels = []
-        titles = ("Input, changed", "Output", "Output's change")
-        for ax, title, (low, high) in zip(axes, titles, ((-5, 8), (-3, 3), (0, 1)), strict=True):
+        panels = (
+            ("Input, changed", "cividis", -5, 8, "white"),
+            ("Output", "cividis", -3, 3, "white"),
+            ("Output's change", "Greys", 0, 6, GREY),
+        )
+        for ax, (title, colours, low, high, edge) in zip(axes, panels, strict=True):
             self._panels.append(
-                self.moves(ax.imshow(torch.zeros(6, 12), cmap="cividis", vmin=low, vmax=high, aspect="auto"))
+                self.moves(ax.imshow(torch.zeros(6, 12), cmap=colours, vmin=low, vmax=high, aspect="auto"))
             )
             ax.set_xticks([1, 4, 7, 10], ["0", "1", "2", "3"])
             ax.set_yticks([1, 4], ["image 0", "image 1"] if ax is axes[0] else ["", ""])
@@ -227,11 +231,10 @@ class WhatANormDoesNotSee(Explorer):
             ax.set_title(title)
             ax.set_xlabel("channel")
             for x in (2.5, 5.5, 8.5):
-                self.moves(ax.axvline(x, color="white", linewidth=2))
-            self.moves(ax.axhline(2.5, color="white", linewidth=4))
+                self.moves(ax.axvline(x, color=edge, linewidth=2))
+            self.moves(ax.axhline(2.5, color=edge, linewidth=4))
         self._labels = [
-            self.moves(axes[2].text(5.5, y, "", ha="center", va="center", color="white", fontweight="bold"))
-            for y in (1, 4)
+            self.moves(axes[2].text(5.5, y, "", ha="center", va="center", fontweight="bold")) for y in (1, 4)
         ]
 
     def show(self, norm, place, how, amount):
