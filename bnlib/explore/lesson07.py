@@ -217,13 +217,13 @@ class WhatANormDoesNotSee(Explorer):
         figure.subplots_adjust(left=0.125, right=0.99, top=0.86, bottom=0.2, wspace=0.08)
         self._panels = []
         panels = (
-            ("Input, changed", "cividis", -5, 8, "white"),
+            ("Input", "cividis", -4, 7, "white"),
             ("Output", "cividis", -3, 3, "white"),
             ("Output's change", "Greys", 0, 6, GREY),
         )
         for ax, (title, colours, low, high, edge) in zip(axes, panels, strict=True):
             self._panels.append(
-                self.moves(ax.imshow(torch.zeros(6, 12), cmap=colours, vmin=low, vmax=high, aspect="auto"))
+                self.moves(ax.imshow(torch.zeros(6, 12).numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto"))
             )
             ax.set_xticks([1, 4, 7, 10], ["0", "1", "2", "3"])
             ax.set_yticks([1, 4], ["image 0", "image 1"] if ax is axes[0] else ["", ""])
@@ -233,6 +233,7 @@ class WhatANormDoesNotSee(Explorer):
             for x in (2.5, 5.5, 8.5):
                 self.moves(ax.axvline(x, color=edge, linewidth=2))
             self.moves(ax.axhline(2.5, color=edge, linewidth=4))
+        self._what = self.moves(axes[0].text(1, 1.035, "", ha="right", va="baseline", transform=axes[0].transAxes))
         self._labels = [
             self.moves(axes[2].text(5.5, y, "", ha="center", va="center", fontweight="bold")) for y in (1, 4)
         ]
@@ -242,7 +243,8 @@ class WhatANormDoesNotSee(Explorer):
         result = change(norm, place, how, amount)
         tables = (result.changed, result.after, (result.after - result.before).abs())
         for picture, table in zip(self._panels, tables, strict=True):
-            picture.set_data(tiled(table))
+            picture.set_data(tiled(table).numpy())
+        self._what.set_text(f"{place} {how} {amount:g}")
         seen = ["no change" if largest < UNSEEN else f"up to {largest:.2f}" for largest in result.largest]
         for words, said in zip(self._labels, seen, strict=True):
             words.set_text(said)
