@@ -205,7 +205,6 @@ MASKED = (
         counted="all",
         padding="normalised",
     ),
-    Mistake("padding left in the output", "the statistics are right; at last set padding to 0", padding="normalised"),
     Mistake(
         "sums divided by N·L", f"padding is left out of the sums, but not of the count; {COUNT}, not N · L", by="N·L"
     ),
@@ -232,6 +231,7 @@ MASKED = (
     ),
     Mistake(WRONG_AXES, "each position has its own mean and variance; they are taken over N and L", over=(0,)),
     Mistake("sums divided by N", f"both sums are divided by the number of sequences; {COUNT}", by="N"),
+    Mistake("padding left in the output", "the statistics are right; at last set padding to 0", padding="normalised"),
     *rarely(
         Mistake(
             "beta left in the padding",
@@ -352,9 +352,6 @@ OF_RMS = (
         around="own mean",
     ),
     Mistake(
-        "mean subtracted", f"the mean is subtracted above the line; RMS norm leaves it, {ROOT}", centre="minus mean"
-    ),
-    Mistake(
         "divided by the standard deviation",
         f"the variance about the mean divides; it is the mean square about 0, {ROOT}",
         around="own mean",
@@ -391,6 +388,9 @@ OF_RMS = (
         "gamma along the wrong axis",
         "γ (C,) goes along the positions; it lies along the last axis, where it broadcasts by itself",
         gamma_along=1,
+    ),
+    Mistake(
+        "mean subtracted", f"the mean is subtracted above the line; RMS norm leaves it, {ROOT}", centre="minus mean"
     ),
     *DETACHED[-1:],
     Mistake("gamma detached from the gradient", "no gradient reaches γ, it cannot be learned", detached=("gamma",)),
