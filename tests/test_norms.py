@@ -1,5 +1,6 @@
 """The other norms: torch's numbers, gradients and errors on torch's own samples, and the lesson's worked examples."""
 
+import inspect
 import re
 
 import pytest
@@ -25,6 +26,16 @@ SAMPLED = [
 
 def close(actual, expected, atol=1e-6):
     torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_signatures_are_torchs(name):
+    theirs = getattr(F, name.rpartition(".")[2])
+    ours, wanted = (
+        [(each.name, each.default) for each in inspect.signature(norm).parameters.values()]
+        for norm in (OURS[name], theirs)
+    )
+    assert ours == wanted
 
 
 def leaves(sample):

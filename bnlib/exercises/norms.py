@@ -209,12 +209,6 @@ MASKED = (
         "sums divided by N·L", f"padding is left out of the sums, but not of the count; {COUNT}, not N · L", by="N·L"
     ),
     Mistake(
-        "masked before subtracting",
-        "x · mask − mean is −mean where there is padding, and each pad adds mean² to the variance: subtract first, "
-        "(x − mean) · mask",
-        squares="masked before",
-    ),
-    Mistake(
         "mask missing in the variance",
         "padding is left out of the mean, but its (x − mean)² are in the variance: ((x − mean) · mask)²",
         squares="unmasked",
@@ -231,6 +225,18 @@ MASKED = (
     ),
     Mistake(WRONG_AXES, "each position has its own mean and variance; they are taken over N and L", over=(0,)),
     Mistake("sums divided by N", f"both sums are divided by the number of sequences; {COUNT}", by="N"),
+    Mistake(
+        "masked before subtracting",
+        "x · mask − mean is −mean where there is padding, and each pad adds mean² to the variance: subtract first, "
+        "(x − mean) · mask",
+        squares="masked before",
+    ),
+    Mistake(
+        "padding averaged as zeros",
+        f"x · mask sets padding to 0, and the zeros are averaged with the rest: subtract first, and {COUNT}",
+        by="N·L",
+        squares="masked before",
+    ),
     Mistake("padding left in the output", "the statistics are right; at last set padding to 0", padding="normalised"),
     *rarely(
         Mistake(

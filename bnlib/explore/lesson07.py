@@ -23,9 +23,10 @@ class Company:
     y: Tensor  # (N,): x normalised; above 0 it is taken for an A
     is_a: Tensor  # (N,) bool
     threshold: float  # the x that becomes 0: what BN subtracts
+    endless: float  # the same for an endless batch of this share
     right_a: float  # share of the As above the threshold, NaN if there are none
     right_b: float  # share of the Bs below it
-    formula_a: float  # the same for endless As, about the threshold of an endless batch
+    formula_a: float  # the same for an endless batch
     formula_b: float
 
 
@@ -47,6 +48,7 @@ def company(n, share, mode, distance, seed):
         y,
         is_a,
         threshold,
+        endless,
         (y[is_a] > 0).double().mean().item(),
         (y[~is_a] < 0).double().mean().item(),
         normal(distance / 2 - endless),
@@ -105,7 +107,8 @@ class WhoIsInTheBatch(Redrawn):
                     for style, color in (("o", BLUE), ("^", VERMILION))
                 ]
             )
-        axes[0].set_xlabel("feature x; dashed: what BN subtracts")
+        self._endless = self.moves(axes[0].plot([], [], ":", color=GREY, linewidth=2)[0])
+        axes[0].set_xlabel("feature x; dashed: what BN subtracts, dotted: of a large batch")
         axes[1].set_xlabel("output y; to the right of 0 it is taken for an A")
 
     def show(self, n, share, distance, mode):
@@ -118,12 +121,13 @@ class WhoIsInTheBatch(Redrawn):
             line.set_data([zero, zero], [-0.6, 1.6])
             for marks, members, height in zip(dots, (result.is_a, ~result.is_a), (1, 0), strict=True):
                 marks.set_data(values[members], height + jitter[members])
+        self._endless.set_data([result.endless] * 2, [-0.6, 1.6])
         count = int(result.is_a.sum())
         return (
             f"{n} samples, {count} of class A and {n - count} of class B, in {mode}(): BN subtracts "
             f"{result.threshold:.2f}. On the right side of 0 are {of_class('A', result.right_a)} and "
-            f"{of_class('B', result.right_b)}; in a large batch of this share it would be "
-            f"{100 * result.formula_a:.0f} and {100 * result.formula_b:.0f} %. "
+            f"{of_class('B', result.right_b)}. From a large batch of this share it would subtract "
+            f"{result.endless:.2f}, with {100 * result.formula_a:.0f} and {100 * result.formula_b:.0f} %. "
             + (
                 "In eval() who else is there makes no difference."
                 if mode == "eval"
