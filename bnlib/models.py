@@ -30,6 +30,7 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0, activation=nn.Sigmoid) -> nn.
     momentum  of the batch normalization layers; None for cumulative statistics
     seed      all weights come from it (Xavier-uniform; biases 0), whatever the norm: networks of one seed differ in
               their normalization alone. The global random state is left as it was.
+    activation  the class of the layer after each normalization
 
     Raises ValueError for an unknown norm. LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """

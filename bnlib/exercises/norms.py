@@ -251,7 +251,7 @@ MASKED = (
     ),
 )
 # of γ and β those that fit three axes: L is axis 2 here
-AFFINE_3D = tuple(mistake for mistake in AFFINE if "along" not in mistake.name and "W" not in mistake.cause) + rarely(
+AFFINE_3D = tuple(mistake for mistake in AFFINE if "along" not in mistake.name) + rarely(
     *(
         Mistake(
             f"{what} along the wrong axis",
