@@ -732,7 +732,7 @@ def test_what_a_verdict_tells_to_read_is_there():
 
 def solutions():
     """Yield (lesson, the check line of a stub's cell, the code of the folded solution that follows it)."""
-    for path in sorted((HERE.parent / "notebooks").glob("0[1-6]_*.ipynb")):
+    for path in sorted((HERE.parent / "notebooks").glob("0[1-9]_*.ipynb")):
         line = None
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
@@ -760,3 +760,32 @@ def test_every_exercise_stands_in_its_lesson_with_a_solution():
         page = next((HERE.parent / "notebooks").glob(f"0{exercise.place.lesson}_*.ipynb"))
         found = [line for lesson, line, _ in SOLUTIONS if lesson == page.stem]
         assert any(line.startswith(f'bnlib.check("{exercise.name}"') for line in found), exercise.name
+
+
+# ---- the axes of the norms
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (dict(batch=(0, 2, 3), layer=(1, 2, 3), instance=(2, 3), group=(2, 3, 4)), {"right"}),
+        (dict(batch=[-4, -2, -1], layer={3, 2, 1}, instance=(3, 2), group=(-1, -2, -3)), {"right"}),
+        (dict(batch=..., layer=(1, 2, 3), instance=(2, 3), group=(2, 3, 4)), {"not answered yet"}),
+        (dict(batch=(0, 2, 3)), {"not answered yet"}),
+        ({}, {"not answered yet"}),
+        (..., {"not answered yet"}),
+        (dict(batch=(1, 2, 3), layer=...), {"batch: the axes of layer norm"}),
+        (dict(layer=(0, 2, 3), instance=(2, 3)), {"layer: the axes of batch norm"}),
+        (dict(batch=1), {"batch: the axes that stay"}),
+        (dict(instance=(0, 1), layer=0), {"instance: the axes that stay", "layer: the axes that stay"}),
+        (dict(layer=(1,)), {"layer: other axes"}),
+        (dict(group=(1, 2, 3, 4)), {"group: other axes"}),
+        (dict(group=(3, 4)), {"group: other axes"}),
+        (dict(batch=(0, 2, 4)), {"batch: no such axis"}),
+        (dict(batch="NHW"), {"batch: not axes"}),
+        (dict(rms=(1,)), {"no such norm"}),
+        ([(0, 2, 3)], {"not a dict"}),
+    ],
+)
+def test_the_quiz_of_axes_names_the_norm_whose_axes_were_given(answers, told):
+    assert names("axes", answers) == told

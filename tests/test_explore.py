@@ -20,6 +20,7 @@ from bnlib.explore.lesson01 import LARGEST, draw_classes, normalise
 from bnlib.explore.lesson02 import share
 from bnlib.explore.lesson03 import BATCHES, EPS, stream, walk
 from bnlib.explore.lesson06 import EXAMPLE, nudged, paths_of
+from bnlib.explore.lesson07 import NORMS, PLACES, UNSEEN, change, company
 
 EXPLORERS = {
     "gamma_beta": explore.gamma_beta,
@@ -31,6 +32,8 @@ EXPLORERS = {
     "train_eval_gap": explore.train_eval_gap,
     "three_paths": explore.three_paths,
     "nudge": explore.nudge,
+    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
+    "who_is_in_the_batch": explore.who_is_in_the_batch,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
@@ -115,6 +118,49 @@ def test_half_way_through_the_loops_half_is_known():
     after = walk(x, 0, 8 + 3)
     assert (len(after.means), len(after.variances), len(after.y), after.visited) == (8, 3, 0, 3)
     torch.testing.assert_close(after.means[2], after.values[:3].mean())
+
+
+@pytest.mark.parametrize(("share", "right_a"), [(0.5, 0.977), (0.75, 0.841), (0.9, 0.655), (1.0, 0.5)])
+def test_the_more_of_a_class_are_in_the_batch_the_fewer_of_it_are_recognised(share, right_a):
+    batches = [company(64, share, "train", 4.0, seed) for seed in range(200)]
+    measured = sum(batch.right_a for batch in batches) / len(batches)
+    assert batches[0].formula_a == pytest.approx(right_a, abs=1e-3)
+    assert measured == pytest.approx(right_a, abs=0.02)
+    evaluated = [company(64, share, "eval", 4.0, seed).right_a for seed in range(200)]
+    assert sum(evaluated) / 200 == pytest.approx(0.977, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_company_is_normalised_as_torch_does(mode):
+    result = company(9, 0.7, mode, 3.0, seed=2)
+    assert result.is_a.sum() == 6
+    layer = nn.BatchNorm1d(1).double().train(mode == "train")
+    layer.running_var.fill_(1 + 1.5**2)
+    torch.testing.assert_close(result.y, layer(result.x[:, None])[:, 0].detach())
+    assert result.threshold == pytest.approx(result.x.mean().item() if mode == "train" else 0.0)
+
+
+def test_a_norm_sees_what_the_table_of_lesson_07_says():
+    seen = {  # + and × on everything, channel 0 and image 0; and whether image 1 changes with image 0
+        "batch": "0 0 0 0 1 1 1",
+        "layer": "0 0 1 1 0 0 0",
+        "group": "0 0 1 1 0 0 0",
+        "instance": "0 0 0 0 0 0 0",
+        "RMS": "1 0 1 1 1 0 0",
+    }
+    for norm in NORMS:
+        changes = [change(norm, place, how, 3.0) for place in PLACES for how in "+×"]
+        marks = [max(each.largest) >= UNSEEN for each in changes] + [changes[4].largest[1] >= UNSEEN]
+        assert " ".join(str(int(mark)) for mark in marks) == seen[norm], norm
+
+
+def test_what_is_changed_and_shown_is_what_torch_computes():
+    result = change("group", "channel 0", "×", 2.0)
+    torch.testing.assert_close(result.after, functional.group_norm(result.changed, 2))
+    x = result.changed.clone()
+    x[:, 0] /= 2
+    torch.testing.assert_close(result.before, functional.group_norm(x, 2))
+    assert result.largest == (result.after - result.before).abs().amax((1, 2, 3)).tolist()
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])

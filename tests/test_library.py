@@ -17,8 +17,8 @@ import bnlib
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the ground up; a module imports only from the floors below its own
-    {"functional", "kernels", "plots"},
-    {"layers", "compare", "data"},
+    {"functional", "kernels", "plots", "norm_checks"},
+    {"layers", "compare", "data", "norms"},
     {"models", "convert", "history", "selfcheck"},
     {"checkpoint"},
     {"training"},

@@ -25,7 +25,7 @@ def outputs(lesson):
 
 
 def test_there_are_seven_lessons():
-    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07"]
 
 
 def test_is_valid_and_small(lesson, request):

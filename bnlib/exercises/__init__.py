@@ -29,6 +29,7 @@ from .layer.examination import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
+from .norms import AXES_QUIZ, GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM
 from .statistics import CHANNEL_STATS, RUNNING_STATS
 
 __all__ = ["EXERCISES", "Verdict", "bugs", "check"]
@@ -39,6 +40,7 @@ EXERCISES = {
         *(STANDARDIZE, GIVE_BACK, AS_2D, CHANNEL_STATS, BATCH_NORM_LOOPS, RUNNING_STATS),
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
         *(BATCH_NORM_BACKWARD, NUMERICAL_GRADIENT, SWALLOWED),
+        *(GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM, AXES_QUIZ),
     )
 }
 _solved = set()

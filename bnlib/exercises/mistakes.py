@@ -291,17 +291,6 @@ OTHER = Mistake(
 
 FORMULA = "y = x̂ · γ + β"
 AFFINE = (
-    Mistake(
-        "not normalised",
-        f"x is neither centred nor divided before γ and β are applied; {FORMULA}",
-        centre="none",
-        spread="nothing",
-    ),
-    Mistake(
-        "gamma and beta before the normalization",
-        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
-        order="before",
-    ),
     Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
     Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
     Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
@@ -325,14 +314,6 @@ AFFINE = (
         Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
         Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
-        Mistake(
-            "gamma on x alone",
-            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
-            order="γ on x",
-        ),
-        Mistake(
-            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
-        ),
         Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
         Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
         Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
@@ -355,6 +336,30 @@ AFFINE = (
             "output detached from the gradient",
             "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
             detached=("x", "gamma", "beta"),
+        ),
+    ),
+)
+
+INTERTWINED = (  # γ and β within what is normalised
+    Mistake(
+        "not normalised",
+        f"x is neither centred nor divided before γ and β are applied; {FORMULA}",
+        centre="none",
+        spread="nothing",
+    ),
+    Mistake(
+        "gamma and beta before the normalization",
+        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
+        order="before",
+    ),
+    *rarely(
+        Mistake(
+            "gamma on x alone",
+            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
+            order="γ on x",
+        ),
+        Mistake(
+            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
         ),
     ),
 )

@@ -9,6 +9,7 @@ LESSONS = {
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
     6: "06_backward",
+    7: "07_other_norms",
 }
 READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
     ("dgamma", 6, "dβ and dγ"),

@@ -13,6 +13,8 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "inside_the_layers": ("lesson05", "InsideTheLayers"),
     "three_paths": ("lesson06", "ThreePaths"),
     "nudge": ("lesson06", "NudgeOne"),
+    "what_a_norm_does_not_see": ("lesson07", "WhatANormDoesNotSee"),
+    "who_is_in_the_batch": ("lesson07", "WhoIsInTheBatch"),
 }
 __all__ = list(_HOME)
 
