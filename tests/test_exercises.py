@@ -42,7 +42,7 @@ def attempts(file="attempts.txt"):
             yield signature.split("(")[0], wanted, typed(signature, body)
 
 
-ATTEMPTS = [*attempts(), *attempts("networks.txt")]
+ATTEMPTS = [*attempts(), *attempts("networks.txt"), *attempts("readers.txt")]
 
 
 def names(exercise, attempt):
@@ -789,3 +789,51 @@ def test_every_exercise_stands_in_its_lesson_with_a_solution():
 )
 def test_the_quiz_of_axes_names_the_norm_whose_axes_were_given(answers, told):
     assert names("axes", answers) == told
+
+
+# ---- the judge, and exercises of one's own
+
+
+def test_the_judge_knows_nothing_of_batch_normalization():
+    words = r"\b(lessons?|means?|variances?|gamma|beta|epsilon|channels?|batch\w*|norm\w*|running|momentum|layers?|BN)\b|[γβε]"
+    for path in (HERE.parent / "bnlib" / "exercises" / "judge").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(words, text, re.IGNORECASE), (path.name, re.search(words, text, re.IGNORECASE)[0])
+        assert not re.search(r"^\s*from \.\.", text, re.MULTILINE), f"{path.name} imports from above the judge"
+
+
+def own_exercise():
+    """Return the exercise that CONTRIBUTING.md shows."""
+    text = (HERE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.rstrip().split("\n")) <= 40
+    scope = {}
+    exec(code, scope)
+    return scope["SOFTMAX"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "attempt"),
+    [
+        ("right", lambda x: torch.softmax(x, 1)),
+        ("along the wrong axis", lambda x: torch.softmax(x, 0)),
+        ("divided by the largest", lambda x: torch.exp(x - x.amax(1, keepdim=True))),
+        ("sign turned + along the wrong axis", lambda x: torch.softmax(-x, 0)),
+        ("another temperature", lambda x: torch.softmax(x / 3, 1)),
+        ("another temperature + logarithm + along the wrong axis", lambda x: torch.log_softmax(0.7 * x, 0)),
+        ("overflow", lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
+        ("divided by the count", lambda x: (x - x.amax(1, keepdim=True)).exp() / x.shape[1]),
+        ("raises an error", lambda x: torch.softmax(x, 2)),
+        ("returns the wrong dtype", lambda x: torch.softmax(x, 1).float().double()),
+    ],
+)
+def test_a_teachers_own_exercise_is_judged_as_ours_are(wanted, attempt):
+    verdict = check(own_exercise(), attempt)
+    assert set(verdict.mistakes or ["right"]) == set(wanted.split(" + "))
+    assert "softmax" in repr(verdict)
+
+
+def test_a_teachers_own_exercise_says_its_task():
+    assert "probabilities" in repr(check(own_exercise()))
+    assert not check(own_exercise())
+    assert not check(own_exercise(), ...).answered

@@ -9,6 +9,7 @@ does not fit, one that does stands in, and what comes behind it is judged, too.
 import copy
 import inspect
 import math
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -210,7 +211,9 @@ class Watch(TorchFunctionMode):
                 for norm in roles:
                     stack.enter_context(patch.object(norm, "forward", partial(self.norm, norm, norm.forward)))
                 stack.enter_context(patch("bnlib.batch_norm", F.batch_norm))  # so that it is seen
-                for context in (torch.compiler.set_stance("force_eager"), torch.set_grad_enabled(grad), self):
+                if "torch._dynamo" in sys.modules:  # not loaded for this: that takes a second
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                for context in (torch.set_grad_enabled(grad), self):
                     stack.enter_context(context)
                 return model(images.clone())
 
