@@ -448,8 +448,14 @@ class _Watch(TorchFunctionMode):
         def leave(*_):
             self.stack.pop()
 
+        self.entered = Counter()  # how often each module began its forward pass: in a recomputation no mode watches
+
+        def enter(name):
+            self.stack.append(name)
+            self.entered[name] += 1
+
         for name, part in model.named_modules():
-            before = part.register_forward_pre_hook(lambda m, args, name=name: self.stack.append(name))
+            before = part.register_forward_pre_hook(lambda m, args, name=name: enter(name))
             self.handles += [before, part.register_forward_hook(leave, always_call=True)]
         for name in norms:
             part = model.get_submodule(name)
@@ -495,9 +501,9 @@ class _Watch(TorchFunctionMode):
         kept, var = (None if t is None else t.detach().clone() for t in (kept, var))
         if kept is not None and self.own and x.numel() > x.shape[1]:
             put |= dict(running_mean=None, running_var=None, training=True)
-        elif kept is not None and self.put and name in self.put:
-            mean, spread = self.put[name]
-            put |= dict(running_mean=mean.to(given["running_mean"].dtype), running_var=spread.to(var.dtype), training=False)
+        elif self.put and name in self.put:
+            mean, spread = (t.to(x.dtype if kept is None else kept.dtype) for t in self.put[name])
+            put |= dict(running_mean=mean, running_var=spread, training=False)
         out = torch.nn.functional.batch_norm(**put)
         gamma, beta = given["weight"], given["bias"]
         self._note(Call(name, x, out, came, _mark(out), kept, var, gamma, beta, bool(given["training"]), given["momentum"], given["eps"]))
@@ -923,31 +929,32 @@ class _Examiner:
                 p.requires_grad_(True)
             x = tree_map(lambda t, d=double: (t.double() if d else t.float()) if isinstance(t, Tensor) and t.is_floating_point() else t, part)
             try:
-                calls, last = self._backward(k, x)
+                forward, last, runs = self._backward(k, x)
                 break
             except Exception:
                 if not double:
                     raise
         made = {}
-        forward = calls[: calls.index(None)]
         for c in forward:
             if c.came in made and c.came[0]:
                 self.say("BN202", "note", c.name, f"normalises what {made[c.came]} has just normalised")
             made[c.went] = c.name
         if last in made:
             self.say("BN203", "note", made[last], "the model's output is its output: mean β and spread γ in each batch")
-        ran = Counter(c.name for c in calls if c is not None)
         for n in self.names:
+            passed, all_in_all = (count[n.split("[")[0]] for count in runs)
             if once[n] > 1:
                 self.say("BN108", "note", n, f"runs {once[n]} times in a forward pass, and keeps one set of running statistics")
-            if ran[n] > once[n]:
-                self.say("BN107", "doubtful", n, f"runs {ran[n]} times in a training step, {once[n]} of them in the forward pass; its momentum acts each time")
+            if all_in_all > passed:
+                words = f"runs {all_in_all} times in a training step, {passed} of them in the forward pass"
+                self.say("BN107", "doubtful", n, f"{words}; its momentum acts each time")
         other = _mode(_clone(self.model), False)
         other = other.double() if double else other.float()
         for p in other.parameters():
             p.requires_grad_(True)
-        with contextlib.suppress(Exception):
-            self._backward(other, x)
+        put = {c.name: _moments(c.x)[:2] for c in forward if c.name in self.names}
+        with contextlib.suppress(Exception):  # where there is no gradient, nothing is said of it
+            self._backward(other, x, put)
         frozen = dict(other.named_parameters())
         for name, m in k.named_modules():  # a gradient of rounding errors only, once its BN uses the batch's statistics
             own = dict(m.named_parameters(recurse=False))
@@ -959,18 +966,18 @@ class _Examiner:
             if b.norm() < small and fixed is not None and fixed.norm() > 1e3 * b.norm():
                 self.say("BN201", "note", name, "in training it gets no gradient, and the batch normalization behind it takes it off again")
 
-    def _backward(self, k, x):
-        """Return the calls of a forward pass, None, and those of the backward pass; and the mark of the output."""
-        with torch.enable_grad(), _Watch(k, self.own, vital=self.vital) as watch:
+    def _backward(self, k, x, put=None):
+        """Return the calls of a forward pass, the output's mark, and how often modules ran by its end, and in all."""
+        with torch.enable_grad(), _Watch(k, self.own, put, vital=self.vital) as watch:
             torch.manual_seed(0)
             leaves = [t for t in tree_leaves(self._plain(self.call(k, x))) if isinstance(t, Tensor) and t.is_floating_point()]
             main = next((t for t in leaves if t.dim() and t.shape[0] == _size(x)), leaves[0])
             mark = _mark(main)
-            watch.calls.append(None)
+            calls, passed = list(watch.calls), Counter(watch.entered)
             g = torch.Generator().manual_seed(2)
             loss = sum((t * torch.randn(t.shape, generator=g).to(t)).sum() for t in leaves if t.requires_grad)
-            torch.autograd.backward(loss)  # not loss.backward(), a torch function, during which no mode watches
-        return watch.calls, mark
+            loss.backward()
+        return calls, mark, (passed, watch.entered)
 
     def measured(self, x, batch, stochastic=False):
         """Return {name: (mean, variance, values that share one)} of what reaches each, averaged over batches (precise BN)."""
@@ -1088,7 +1095,7 @@ class _Examiner:
             chance = 1 / max(int(y.max()) + 1, 2)
             sound = could > chance + 0.25 * (1 - chance)
             if could - was > 0.02 and (could - was) > 2 * (0.25 / y.numel()) ** 0.5 * 1.0:
-                severity = "wrong" if could - was > 0.05 and sound and far else "doubtful"
+                severity = "wrong" if could - was > 0.1 and sound and far else "doubtful"
             elif change > 0.2 and far and code == "BN105":
                 severity = "doubtful"
         elif far and (change > 0.05 if classes and now.dim() == 2 else size > 0.2):

@@ -27,16 +27,18 @@ from .layer import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
+from .production import FOLD, FREEZE, WHAT_IS_WRONG, patients
 from .statistics import CHANNEL_STATS, RUNNING_STATS
 from .verdict import Verdict
 
-__all__ = ["EXERCISES", "Verdict", "bugs", "check"]
+__all__ = ["EXERCISES", "Verdict", "bugs", "check", "patients"]
 
 EXERCISES = {
     exercise.name: exercise
     for exercise in (
         *(STANDARDIZE, GIVE_BACK, AS_2D, CHANNEL_STATS, BATCH_NORM_LOOPS, RUNNING_STATS),
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
+        *(FOLD, FREEZE, WHAT_IS_WRONG),
     )
 }
 _solved = set()

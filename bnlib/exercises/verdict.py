@@ -13,6 +13,7 @@ LESSONS = {
     3: "03_batchnorm2d_loops",
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
+    9: "09_in_production",
 }
 READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
     ("epsilon", 4, "ε inside the root"),
