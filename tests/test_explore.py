@@ -28,6 +28,7 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "other_data": explore.other_data,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
@@ -342,3 +343,16 @@ def test_play_goes_on_from_the_step_and_reset_stops_it():
     explorer.reset()
     assert not explorer._play.playing
     assert explorer._play.interval == 250
+
+
+def test_with_the_targets_own_statistics_darkness_is_undone_and_a_single_class_is_not_told_apart():
+    from bnlib.explore.lesson09 import other_data
+
+    bright, dark = other_data(0.0, 1.0, 0.0, 0.0, 256), other_data(0.0, 0.25, 0.0, 0.0, 256)
+    assert bright.accuracy["training images"] > 0.9
+    assert dark.accuracy["training images"] < 0.6
+    assert dark.accuracy["target batch"] > 0.9
+    assert max(dark.lags["training images"]) > 0.3
+    assert max(dark.lags["target batch"]) == 0
+    zeros = other_data(0.0, 1.0, 0.0, 1.0, 256)
+    assert zeros.accuracy["target batch"] < zeros.accuracy["training images"] - 0.3

@@ -11,6 +11,7 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "train_eval_gap": ("lesson04", "TrainEvalGap"),
     "train_it_yourself": ("lesson05", "TrainItYourself"),
     "inside_the_layers": ("lesson05", "InsideTheLayers"),
+    "other_data": ("lesson09", "OtherData"),
 }
 __all__ = list(_HOME)
 

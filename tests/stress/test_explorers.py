@@ -23,6 +23,7 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "other_data": explore.other_data,
     "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
     "inside_the_layers": lambda: explore.inside_the_layers(
         [explore.inside_the_layers.record(lenet(seed=seed), IMAGES.train_images) for seed in range(3)]
