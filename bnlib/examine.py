@@ -170,7 +170,12 @@ CODES = {  # code -> (what it is, what to do, lesson, its heading)
         9,
         "5. Weight decay on γ and β",
     ),
-    "BN209": ("no batch normalization at all", "nothing to do: only the model as a whole was examined", 2, "1. Build it, then call it"),
+    "BN209": (
+        "no batch normalization at all",
+        "nothing to do: only the model as a whole was examined",
+        2,
+        "1. Build it, then call it",
+    ),
     "BN210": (
         "the biased variance is stored",
         "store n / (n - 1) times the batch's variance",
@@ -333,7 +338,12 @@ def _examples(data, test=False):
 
 
 def _labels(x, y):
-    return not y.is_floating_point() and len(x) == len(y) and y.dim() <= x.dim() and (y.dim() == 1 or x.is_floating_point())
+    return (
+        not y.is_floating_point()
+        and len(x) == len(y)
+        and y.dim() <= x.dim()
+        and (y.dim() == 1 or x.is_floating_point())
+    )
 
 
 def _size(x):
@@ -366,7 +376,9 @@ def _clone(model):
             store[key] = value.detach()
         lazy = (*model.parameters(), *model.buffers())  # what has no shape yet, which `deepcopy` may refuse, too
         memo = {
-            id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazy if isinstance(t, nn.parameter.UninitializedTensorMixin)
+            id(t): type(t)(device=t.device, dtype=t.dtype)
+            for t in lazy
+            if isinstance(t, nn.parameter.UninitializedTensorMixin)
         }
         return copy.deepcopy(model, memo)
     finally:
@@ -459,7 +471,9 @@ class _Watch(TorchFunctionMode):
             self.handles += [before, part.register_forward_hook(leave, always_call=True)]
         for name in norms:
             part = model.get_submodule(name)
-            self.handles.append(part.register_forward_hook(lambda m, a, out, name=name: self._module(m, a, out, name, vital[name])))
+            self.handles.append(
+                part.register_forward_hook(lambda m, a, out, name=name: self._module(m, a, out, name, vital[name]))
+            )
 
     def _note(self, call):
         if not self.keep:
@@ -476,14 +490,31 @@ class _Watch(TorchFunctionMode):
             for child in m.children():
                 y = child(y)
             out = y.to(out.dtype)
-        self._note(Call(name, x, out, _mark(x), _mark(out), v["mean"], v["var"], v["gamma"], v["beta"], m.training, v["momentum"], v["eps"]))
+        self._note(
+            Call(
+                name,
+                x,
+                out,
+                _mark(x),
+                _mark(out),
+                v["mean"],
+                v["var"],
+                v["gamma"],
+                v["beta"],
+                m.training,
+                v["momentum"],
+                v["eps"],
+            )
+        )
         return out
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is torch.nn.functional.batch_norm:
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-            given = dict(weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) | dict(zip(names, args)) | kwargs
+            given = (
+                dict(weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) | dict(zip(names, args)) | kwargs
+            )
         elif func is torch.batch_norm:
             names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
             given = dict(zip(names, args)) | {k: v for k, v in kwargs.items() if k != "cudnn_enabled"}
@@ -506,7 +537,22 @@ class _Watch(TorchFunctionMode):
             put |= dict(running_mean=mean, running_var=spread, training=False)
         out = torch.nn.functional.batch_norm(**put)
         gamma, beta = given["weight"], given["bias"]
-        self._note(Call(name, x, out, came, _mark(out), kept, var, gamma, beta, bool(given["training"]), given["momentum"], given["eps"]))
+        self._note(
+            Call(
+                name,
+                x,
+                out,
+                came,
+                _mark(out),
+                kept,
+                var,
+                gamma,
+                beta,
+                bool(given["training"]),
+                given["momentum"],
+                given["eps"],
+            )
+        )
         return out
 
     def __exit__(self, *args):
@@ -530,7 +576,9 @@ def _normalises(m, shape):
     if len(shape) < 2 or any(p.numel() > shape[1] for p in m.parameters(recurse=False)):
         return False
     g, shape = torch.Generator().manual_seed(0), (8, shape[1], *(min(s, 4) for s in shape[2:]))
-    z, other, a, b = (100 * torch.randn(s, generator=g) for s in (shape, shape, shape[1:2], shape[1:2]))  # ε is small there
+    z, other, a, b = (
+        100 * torch.randn(s, generator=g) for s in (shape, shape, shape[1:2], shape[1:2])
+    )  # ε is small there
     try:
         y, stretched, elsewhere = (
             _mode(_fresh(m, 1.0), True)(x).detach()
@@ -561,7 +609,11 @@ def _vitals(m, shape):
 
     with torch.no_grad():
         leaks = (own(z)[:1] - own(torch.cat([z[:1], 3 * z[1:] + 1]))[:1]).nan_to_num().abs().max().item() > 1e-3
-    (slope, beta), (small, _), (g, b) = training(_fresh(m, 1.0)), training(_fresh(m, 1.0), 3e-3 * z), training(_fresh(m))
+    (slope, beta), (small, _), (g, b) = (
+        training(_fresh(m, 1.0)),
+        training(_fresh(m, 1.0), 3e-3 * z),
+        training(_fresh(m)),
+    )
     q = (slope / small).square()  # (9e-6 + ε) / (1 + ε)
     eps = max(((q - 9e-6) / (1 - q)).nan_to_num().median().item(), 0.0)
     unit = slope * (1 + eps) ** 0.5
@@ -602,7 +654,11 @@ class _Examiner:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         self.original = model
-        tensors = [t for t in (*model.parameters(), *model.buffers()) if not isinstance(t, nn.parameter.UninitializedTensorMixin)]
+        tensors = [
+            t
+            for t in (*model.parameters(), *model.buffers())
+            if not isinstance(t, nn.parameter.UninitializedTensorMixin)
+        ]
         self.device = next((t.device for t in tensors), torch.device("cpu"))
         self.x, self.target = self._here(x), None if target is None else self._here(target)
         self.n = _size(self.x)
@@ -645,14 +701,19 @@ class _Examiner:
         if not self._start():
             return self._done()
         checks = (
-            self._graph, self._find, self._modes, self._company, self._saved, self._training, self._statistics,
+            self._graph, self._find, self._modes, self._company, self._saved, self._hidden, self._training, self._statistics,
             self._lag, self._decay,
         )  # fmt: skip
         for check in checks:
             try:
                 check()
             except Exception as error:  # what a reader's own model may raise, in a mode it was not made for
-                self.say("BN302", "note", check.__name__.strip("_"), f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+                self.say(
+                    "BN302",
+                    "note",
+                    check.__name__.strip("_"),
+                    f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
+                )
         return self._done()
 
     def _done(self):
@@ -664,7 +725,11 @@ class _Examiner:
         """Make the copy from which all others come, lazy layers made, and see that it runs."""
         self.model = _clone(self.original)
         for attempt in (None, torch.float64, torch.float16, torch.bfloat16, torch.float32):
-            cast = (lambda t, d=attempt: t.to(d) if isinstance(t, Tensor) and t.is_floating_point() else t) if attempt else lambda t: t
+            cast = (
+                (lambda t, d=attempt: t.to(d) if isinstance(t, Tensor) and t.is_floating_point() else t)
+                if attempt
+                else lambda t: t
+            )
             try:
                 trial = _clone(self.model)
                 with contextlib.suppress(NotImplementedError), torch.no_grad():
@@ -676,11 +741,16 @@ class _Examiner:
             except Exception as error:
                 failure = failure if attempt else error
         else:
-            self.say("BN301", "wrong", "model", f"in eval(), {type(failure).__name__}: {str(failure).partition(chr(10))[0]}")
+            self.say(
+                "BN301", "wrong", "model", f"in eval(), {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+            )
             return False
         self.x, self.few = tree_map(cast, self.x), few
         self.target = None if self.target is None else tree_map(cast, self.target)
-        if any(isinstance(t, nn.parameter.UninitializedTensorMixin) for t in (*self.model.parameters(), *self.model.buffers())):
+        if any(
+            isinstance(t, nn.parameter.UninitializedTensorMixin)
+            for t in (*self.model.parameters(), *self.model.buffers())
+        ):
             with torch.no_grad():  # lazy layers take their shapes, in a mode that remembers nothing of the batch
                 modes = {part: part.training for part in self.model.modules()}
                 self.out(_mode(self.model, False), few)
@@ -720,7 +790,9 @@ class _Examiner:
             lengths.append(sum(_nodes(value.grad_fn) for *_, value in _held(k)))
         for name, _, key, _ in held:
             grows = lengths[2] > lengths[1]
-            words = "not detached: `deepcopy` refuses it" + (f"; its graph grows with every batch, {lengths}" if grows else "")
+            words = "not detached: `deepcopy` refuses it" + (
+                f"; its graph grows with every batch, {lengths}" if grows else ""
+            )
             self.say("BN115", "wrong" if grows else "note", f"{name}.{key}", words)
 
     def _find(self):
@@ -728,24 +800,29 @@ class _Examiner:
         self.own, self.vital = [], {}
         shapes, k = {}, _mode(_clone(self.model), False)
         for name, part in k.named_modules():
+
             def note(m, args, out, name=name):
                 x = args[0] if args else None
                 if isinstance(x, Tensor) and isinstance(out, Tensor) and x.shape == out.shape and x.is_floating_point():
                     shapes.setdefault(name, tuple(x.shape))
+
             part.register_forward_hook(note)
         _, calls = self.watched(k, self.few)
         torchs = {call.name.split("[")[0] for call in calls}
         like = [
             name
             for name, shape in shapes.items()
-            if name and not type(self.model.get_submodule(name)).__module__.startswith("torch.nn.")
+            if name
+            and not type(self.model.get_submodule(name)).__module__.startswith("torch.nn.")
             and not any(t == name or t.startswith(name + ".") for t in torchs)
             and _normalises(self.model.get_submodule(name), shape)
         ]
         self.own = [n for n in like if not any(o != n and o.startswith(n + ".") for o in like)]
         self.vital = {n: _vitals(self.model.get_submodule(n), shapes[n]) for n in self.own}
         _, self.calls = self.watched(self.evaluated(), self.few)
-        weights = {id(c.x) for c in self.calls if c.mean is None and c.x.shape[0] != _size(self.few)}  # of a weight standardisation
+        weights = {
+            id(c.x) for c in self.calls if c.mean is None and c.x.shape[0] != _size(self.few)
+        }  # of a weight standardisation
         self.calls = [c for c in self.calls if id(c.x) not in weights]
         self.names = list(dict.fromkeys(c.name for c in self.calls))
         self.first = {c.name: c for c in reversed(self.calls)}
@@ -756,7 +833,12 @@ class _Examiner:
                 self.say("BN210", "note", n, "the running variance is too small by 1/n")
             if self.vital[n]["apart"] > 0.1 and not self.vital[n]["leaks"]:
                 apart = self.vital[n]["apart"]
-                self.say("BN114", "wrong", n, f"settled on one batch, its eval() output is {apart:.0%} of the spread from train()'s")
+                self.say(
+                    "BN114",
+                    "wrong",
+                    n,
+                    f"settled on one batch, its eval() output is {apart:.0%} of the spread from train()'s",
+                )
 
     def _modes(self):
         if not self.names:
@@ -800,7 +882,11 @@ class _Examiner:
             scale = again_first.std().nan_to_num().item() + 1e-12
             tail = "; only where gradients are on" if grad else ""
             bound = 1e-3 if self._precise() else 0.05
-            gap = ((again_first[:1] - company.detach()[:1]).abs().nan_to_num().max().item() / scale) if again_first[:1].shape == company[:1].shape else 0.0
+            gap = (
+                ((again_first[:1] - company.detach()[:1]).abs().nan_to_num().max().item() / scale)
+                if again_first[:1].shape == company[:1].shape
+                else 0.0
+            )
             if gap > bound and not any(code == "BN101" for code, *_ in self.table):
                 self._blame(gap, tail, few, later, calls, grad)
             drift = (again - again_first).abs().nan_to_num().max().item() / scale
@@ -828,7 +914,12 @@ class _Examiner:
             return False
         channels = {c.x.shape[1] for c in self.calls if c.x.dim() > 1}
         value = part._buffers.get(key)
-        return owner in {n.split("[")[0] for n in self.names} and value is not None and value.is_floating_point() and value.numel() in channels
+        return (
+            owner in {n.split("[")[0] for n in self.names}
+            and value is not None
+            and value.is_floating_point()
+            and value.numel() in channels
+        )
 
     def _blame(self, gap, tail, few, later, calls, grad):
         """Say which normalization lets an answer hang on its companions, or that another layer does."""
@@ -858,9 +949,11 @@ class _Examiner:
         for x in (few, later):
             k, seen = self.evaluated(), []
             for name, part in k.named_modules():
+
                 def note(m, args, out, name=name, seen=seen):
                     if args and isinstance(args[0], Tensor) and isinstance(out, Tensor):
                         seen.append((name, m, args[0].detach(), out.detach()))
+
                 part.register_forward_hook(note)
             self.out(k, x)
             runs.append(seen)
@@ -875,8 +968,10 @@ class _Examiner:
         k = _mode(_clone(self.model), True)
         if self.n < 3:
             return
+
         def far(t):
             return t * 3 + 1 if isinstance(t, Tensor) and t.is_floating_point() else t
+
         x = _take(self.x, torch.arange(self.n - self.batch, self.n))
         with torch.no_grad():
             self.out(k, tree_map(far, x))
@@ -890,12 +985,58 @@ class _Examiner:
             saved = set(self.model.state_dict())
             lost = [name for name in _changed(before, after) if name.lstrip(".") not in saved]
             for name in lost or ["model"]:
-                self.say("BN103", "wrong", name.lstrip("."), f"saved and loaded, the answers move by {moved:.2g} of their spread")
+                self.say(
+                    "BN103",
+                    "wrong",
+                    name.lstrip("."),
+                    f"saved and loaded, the answers move by {moved:.2g} of their spread",
+                )
+
+    def _hidden(self):
+        """Look at modules that normalise inside of more (a convolution with BN written out): by their buffers."""
+        known = {n.split("[")[0] for n in self.names}
+        for name, part in self.model.named_modules():
+            rows = [t for t in part._buffers.values() if t is not None and t.is_floating_point() and t.dim() == 1]
+            if (
+                name in known
+                or type(part).__module__.startswith("torch.nn.")
+                or len(rows) < 2
+                or len({len(t) for t in rows}) > 1
+            ):
+                continue
+            if any(t.isnan().any() for t in rows):
+                self.say("BN111", "wrong", name or "model", "NaN in its buffers")
+            elif any((t == 0).all() for t in rows) and any((t == 1).all() for t in rows):
+                severity = "note" if self.original.training else "doubtful"
+                self.say(
+                    "BN110",
+                    severity,
+                    name or "model",
+                    "buffers of 0 and of 1: no training batch has passed, or nothing moves them",
+                )
+            elif self.n >= 2 * self.batch:
+                k = _mode(_clone(self.model), False)
+                _mode(k.get_submodule(name), True)
+                with torch.no_grad():
+                    for i in range(60):
+                        start = i * self.batch % (self.n - self.batch)
+                        self.out(k, _take(self.x, slice(start, start + self.batch)))
+                    now, then = (self.out(_mode(m, False), self.x) for m in (_clone(self.model), k))
+                change = ((now - then).square().mean().sqrt() / (then.std() + 1e-12)).nan_to_num().item()
+                if change > 0.3:
+                    self.say(
+                        "BN104",
+                        "doubtful",
+                        name or "model",
+                        f"after 60 batches with weights as they are, outputs move by {change:.2g} of their spread",
+                    )
 
     def _training(self):
         """In training: what moves, what runs twice, what gets no gradient, what stands where."""
         if self.n < 2:
-            self.say("BN302", "note", "training", "one example has no batch statistics: what needs train() was left out")
+            self.say(
+                "BN302", "note", "training", "one example has no batch statistics: what needs train() was left out"
+            )
             return
         if not self.names:
             return
@@ -913,11 +1054,20 @@ class _Examiner:
         trains = any(p.requires_grad for p in self.original.parameters())
         for c in {c.name: c for c in calls}.values():
             owner = c.name.split("[")[0]
-            affine = [p for p in (self.original.get_submodule(owner).parameters() if c.name in self.own else (c.gamma, c.beta)) if p is not None]
+            affine = [
+                p
+                for p in (self.original.get_submodule(owner).parameters() if c.name in self.own else (c.gamma, c.beta))
+                if p is not None
+            ]
             moves = owner in moving or (c.training and c.mean is not None and c.momentum > 0)
             if affine and not any(p.requires_grad for p in affine) and moves and c.training and trains:
                 severity = "wrong" if self.original.training else "doubtful"
-                self.say("BN106", severity, c.name, "γ and β have requires_grad=False, but in train() the running statistics move")
+                self.say(
+                    "BN106",
+                    severity,
+                    c.name,
+                    "γ and β have requires_grad=False, but in train() the running statistics move",
+                )
         self._structure(part)
 
     def _structure(self, part):
@@ -927,7 +1077,12 @@ class _Examiner:
             k = _mode(k.double() if double else k.float(), True)
             for p in k.parameters():
                 p.requires_grad_(True)
-            x = tree_map(lambda t, d=double: (t.double() if d else t.float()) if isinstance(t, Tensor) and t.is_floating_point() else t, part)
+            x = tree_map(
+                lambda t, d=double: (
+                    (t.double() if d else t.float()) if isinstance(t, Tensor) and t.is_floating_point() else t
+                ),
+                part,
+            )
             try:
                 forward, last, runs = self._backward(k, x)
                 break
@@ -944,7 +1099,12 @@ class _Examiner:
         for n in self.names:
             passed, all_in_all = (count[n.split("[")[0]] for count in runs)
             if once[n] > 1:
-                self.say("BN108", "note", n, f"runs {once[n]} times in a forward pass, and keeps one set of running statistics")
+                self.say(
+                    "BN108",
+                    "note",
+                    n,
+                    f"runs {once[n]} times in a forward pass, and keeps one set of running statistics",
+                )
             if all_in_all > passed:
                 words = f"runs {all_in_all} times in a training step, {passed} of them in the forward pass"
                 self.say("BN107", "doubtful", n, f"{words}; its momentum acts each time")
@@ -958,19 +1118,30 @@ class _Examiner:
         frozen = dict(other.named_parameters())
         for name, m in k.named_modules():  # a gradient of rounding errors only, once its BN uses the batch's statistics
             own = dict(m.named_parameters(recurse=False))
-            if name in self.names or not {"weight", "bias"} <= own.keys() or any(own[p].grad is None for p in ("weight", "bias")):
+            if (
+                name in self.names
+                or not {"weight", "bias"} <= own.keys()
+                or any(own[p].grad is None for p in ("weight", "bias"))
+            ):
                 continue
             w, b = own["weight"].grad, own["bias"].grad
             fixed = frozen[f"{name}.bias" if name else "bias"].grad
             small = (1e-7 if double else 1e-4) * w.norm() * (len(b) / w.numel()) ** 0.5
             if b.norm() < small and fixed is not None and fixed.norm() > 1e3 * b.norm():
-                self.say("BN201", "note", name, "in training it gets no gradient, and the batch normalization behind it takes it off again")
+                self.say(
+                    "BN201",
+                    "note",
+                    name,
+                    "in training it gets no gradient, and the batch normalization behind it takes it off again",
+                )
 
     def _backward(self, k, x, put=None):
         """Return the calls of a forward pass, the output's mark, and how often modules ran by its end, and in all."""
         with torch.enable_grad(), _Watch(k, self.own, put, vital=self.vital) as watch:
             torch.manual_seed(0)
-            leaves = [t for t in tree_leaves(self._plain(self.call(k, x))) if isinstance(t, Tensor) and t.is_floating_point()]
+            leaves = [
+                t for t in tree_leaves(self._plain(self.call(k, x))) if isinstance(t, Tensor) and t.is_floating_point()
+            ]
             main = next((t for t in leaves if t.dim() and t.shape[0] == _size(x)), leaves[0])
             mark = _mark(main)
             calls, passed = list(watch.calls), Counter(watch.entered)
@@ -1002,14 +1173,24 @@ class _Examiner:
             if mean is None:
                 continue
             if any(t.dtype in HALF for t in self._buffers(n)):
-                self.say("BN112", "doubtful", n, f"kept in {str(next(t.dtype for t in self._buffers(n) if t.dtype in HALF))[6:]}")
+                self.say(
+                    "BN112",
+                    "doubtful",
+                    n,
+                    f"kept in {str(next(t.dtype for t in self._buffers(n) if t.dtype in HALF))[6:]}",
+                )
             mean, var = mean.float(), var.float()
             leaks = n in self.vital and self.vital[n]["leaks"]
             bad = not (mean.isfinite() & var.isfinite()).all()
             negative = bool((var < -max(call.eps / 2, 1e-9 if n not in self.own else call.eps / 2)).any())
             if not leaks and (bad or negative or mean.abs().max() > 1e8 or var.max() > 1e16):
                 what = "NaN or infinite" if bad else "negative variances" if negative else "huge"
-                self.say("BN111", "wrong", n, f"{what}: mean {mean.min():.3g} to {mean.max():.3g}, variance {var.min():.3g} to {var.max():.3g}")
+                self.say(
+                    "BN111",
+                    "wrong",
+                    n,
+                    f"{what}: mean {mean.min():.3g} to {mean.max():.3g}, variance {var.min():.3g} to {var.max():.3g}",
+                )
                 self.well = False
             elif leaks:
                 self.well = False
@@ -1024,10 +1205,18 @@ class _Examiner:
         for n, (_mean, var, count) in self.data.items():
             call = self.first[n]
             if count < 16:
-                self.say("BN113", "doubtful" if count < 4 else "note", n, f"{count} values share a mean at batch size {self.batch}")
+                self.say(
+                    "BN113",
+                    "doubtful" if count < 4 else "note",
+                    n,
+                    f"{count} values share a mean at batch size {self.batch}",
+                )
             gamma = torch.ones_like(var) if call.gamma is None else call.gamma.detach().float()
             constant = (var < 1e-10) | (var < 1e-6 * var.median())
-            for what, mask in (("a constant input", constant), ("γ is 0", gamma.abs() < 1e-3 * gamma.abs().max().clamp(min=1e-3))):
+            for what, mask in (
+                ("a constant input", constant),
+                ("γ is 0", gamma.abs() < 1e-3 * gamma.abs().max().clamp(min=1e-3)),
+            ):
                 if mask.any():
                     self.say("BN205", "note", n, f"{what}; {mask.sum()} of {len(mask)} channels")
             if call.eps > 0.5 * var.median():
@@ -1038,7 +1227,12 @@ class _Examiner:
                 self.say("BN111", "wrong", n, f"a running variance of 0 where the data's is not; {zeros} channels")
             ratio = (noisy[n][1] / quiet[n][1].clamp(min=1e-20)).median().item() if n in noisy and n in quiet else 1.0
             if not 0.9 < ratio < 1.1:
-                self.say("BN204", "doubtful", n, f"the variance of its input in training is {ratio:.2f} times that in evaluation")
+                self.say(
+                    "BN204",
+                    "doubtful",
+                    n,
+                    f"the variance of its input in training is {ratio:.2f} times that in evaluation",
+                )
 
     def _buffers(self, name):
         owner = self.model.get_submodule(name.split("[")[0])
@@ -1072,7 +1266,15 @@ class _Examiner:
             for n, (mean, var, _) in stats.items():
                 call = self.first[n]
                 off[n] = ((call.mean.float() - mean).abs() / (var + call.eps).sqrt()).median().item()
-                wide[n] = ((call.var.float() + call.eps) / (var + call.eps)).clamp(min=1e-12).log().abs().median().exp().item()
+                wide[n] = (
+                    ((call.var.float() + call.eps) / (var + call.eps))
+                    .clamp(min=1e-12)
+                    .log()
+                    .abs()
+                    .median()
+                    .exp()
+                    .item()
+                )
             if code == "BN104":
                 self.lags = {n: (off[n], wide[n]) for n in off}
             self._judge(code, now, then, y, off, wide)
@@ -1091,7 +1293,9 @@ class _Examiner:
         severity = None
         if fits:
             was, could = ((out.argmax(1) == y.to(out.device)).float().mean().item() for out in (now, then))
-            words += f"; with the data's own, {change:.1%} of the answers change, accuracy {was:.3f} becomes {could:.3f}"
+            words += (
+                f"; with the data's own, {change:.1%} of the answers change, accuracy {was:.3f} becomes {could:.3f}"
+            )
             chance = 1 / max(int(y.max()) + 1, 2)
             sound = could > chance + 0.25 * (1 - chance)
             if could - was > 0.02 and (could - was) > 2 * (0.25 / y.numel()) ** 0.5 * 1.0:
@@ -1108,8 +1312,19 @@ class _Examiner:
         if self.new:
             every = len(self.new) == len(off)
             for n in self.new:
-                loud = "wrong" if severity == "wrong" else "note" if every and not (severity and not self.original.training) else "doubtful"
-                self.say("BN110", loud, n, "running mean 0 and variance 1: no training batch has passed, or they were not loaded; " + words)
+                loud = (
+                    "wrong"
+                    if severity == "wrong"
+                    else "note"
+                    if every and not (severity and not self.original.training)
+                    else "doubtful"
+                )
+                self.say(
+                    "BN110",
+                    loud,
+                    n,
+                    "running mean 0 and variance 1: no training batch has passed, or they were not loaded; " + words,
+                )
             if len(self.new) == len(off):
                 return
         if severity:
@@ -1143,7 +1358,9 @@ class _Examiner:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 if id(p) in ours and group.get("weight_decay", 0):
-                    self.say("BN208", "note", ours[id(p)], f"weight_decay {group['weight_decay']:g} pulls γ and β towards 0")
+                    self.say(
+                        "BN208", "note", ours[id(p)], f"weight_decay {group['weight_decay']:g} pulls γ and β towards 0"
+                    )
 
 
 def _nodes(fn):

@@ -49,7 +49,11 @@ def fold(model: nn.Module) -> nn.Module:
         elif not isinstance(layer, FOLDABLE):
             named = before.target if before.op != "placeholder" else "the input"
             reason = f"before it comes {type(layer).__name__ if layer else named}, no convolution or linear layer"
-        elif isinstance(layer, nn.Linear) and not isinstance(norm, (nn.BatchNorm1d,)) and 2 not in getattr(norm, "ranks", {}):
+        elif (
+            isinstance(layer, nn.Linear)
+            and not isinstance(norm, (nn.BatchNorm1d,))
+            and 2 not in getattr(norm, "ranks", {})
+        ):
             reason = "a linear layer has its features on the last axis, this normalization its channels on axis 1"
         elif len(before.users) > 1 or calls.count(before.target) > 1 or calls.count(node.target) > 1:
             reason = f"{before.target} or {node.target} is used more than once"

@@ -96,7 +96,10 @@ def test_nothing_is_wrong_with_a_healthy_network_in_another_state(change):
     assert found.ok, found
 
 
-@pytest.mark.parametrize("make", [plain, Autoencoder, Functional, bnlib.lenet, lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())])
+@pytest.mark.parametrize(
+    "make",
+    [plain, Autoencoder, Functional, bnlib.lenet, lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.LazyBatchNorm2d())],
+)
 def test_nothing_is_wrong_with_a_new_network(make):
     torch.manual_seed(0)
     found = bnlib.examine(make(), digits())
@@ -129,11 +132,16 @@ def test_one_layer_at_two_places_is_named():
 
 def test_weight_decay_is_seen_in_the_optimizer_and_a_group_of_its_own_is_not():
     model = model_of("plain")
-    assert "BN208" in bnlib.examine(model, digits(), optimizer=torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-4)).codes
+    assert (
+        "BN208"
+        in bnlib.examine(model, digits(), optimizer=torch.optim.SGD(model.parameters(), 0.1, weight_decay=1e-4)).codes
+    )
     own = [p for layer in norms(model) for p in layer.parameters()]
     rest = [p for p in model.parameters() if all(p is not q for q in own)]
     groups = [{"params": own, "weight_decay": 0.0}, {"params": rest}]
-    assert "BN208" not in bnlib.examine(model, digits(), optimizer=torch.optim.SGD(groups, 0.1, weight_decay=1e-4)).codes
+    assert (
+        "BN208" not in bnlib.examine(model, digits(), optimizer=torch.optim.SGD(groups, 0.1, weight_decay=1e-4)).codes
+    )
 
 
 def test_small_batches_are_named_at_the_batch_size_given():
@@ -160,7 +168,11 @@ def test_data_may_be_a_loader_a_batch_or_a_pair():
 
 @pytest.mark.parametrize(
     ("data", "error", "words"),
-    [(3, TypeError, "got int"), (torch.zeros(0, 1, 28, 28), ValueError, "not one example"), ([], ValueError, "not one")],
+    [
+        (3, TypeError, "got int"),
+        (torch.zeros(0, 1, 28, 28), ValueError, "not one example"),
+        ([], ValueError, "not one"),
+    ],
 )
 def test_data_that_say_nothing_are_refused(data, error, words):
     with pytest.raises(error, match=words):

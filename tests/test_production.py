@@ -117,12 +117,17 @@ def lived(model, x):
         (bnlib.lenet(), (8, 1, 28, 28)),
         (bnlib.lenet("torch"), (8, 1, 28, 28)),
         (nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6)), (4, 4, 5, 5)),
-        (nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False, padding=1), nn.BatchNorm2d(6, affine=False)), (4, 4, 5, 5)),
+        (
+            nn.Sequential(nn.Conv2d(4, 6, 3, groups=2, bias=False, padding=1), nn.BatchNorm2d(6, affine=False)),
+            (4, 4, 5, 5),
+        ),
         (nn.Sequential(nn.Conv1d(2, 3, 3), bnlib.BatchNorm1d(3), nn.ReLU()), (4, 2, 9)),
     ],
 )
 def test_a_folded_network_answers_the_same_and_holds_no_normalization(model, shape):
-    model = lived(model.double(), torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 1)
+    model = lived(
+        model.double(), torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 1
+    )
     before = {key: value.clone() for key, value in model.state_dict().items()}
     x = torch.randn(shape, dtype=torch.float64)
     folded = bnlib.fold(model)
@@ -150,7 +155,10 @@ class Depends(nn.Module):
     ("model", "reason"),
     [
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), "1 cannot be folded: it is in training mode"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)).eval(), "no running statistics"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)).eval(),
+            "no running statistics",
+        ),
         (nn.Sequential(nn.BatchNorm2d(2)).eval(), "before it comes the input"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.BatchNorm2d(2)).eval(), "before it comes ReLU"),
         (Twice().eval(), "used more than once"),

@@ -44,7 +44,9 @@ class PreActivation(nn.Module):
 class Bottleneck(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.body = nn.Sequential(conv(c, c // 2, 1), conv(c // 2, c // 2), nn.Conv2d(c // 2, c, 1, bias=False), nn.BatchNorm2d(c))
+        self.body = nn.Sequential(
+            conv(c, c // 2, 1), conv(c // 2, c // 2), nn.Conv2d(c // 2, c, 1, bias=False), nn.BatchNorm2d(c)
+        )
 
     def forward(self, x):
         return F.relu(x + self.body(x))
@@ -63,7 +65,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.conv = conv(c, c)
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c // 2, 1), nn.ReLU(), nn.Conv2d(c // 2, c, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(c, c // 2, 1), nn.ReLU(), nn.Conv2d(c // 2, c, 1), nn.Sigmoid()
+        )
 
     def forward(self, x):
         y = self.conv(x)
@@ -84,7 +88,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(conv(1, 8, stride=2), conv(8, 8, stride=2))
         self.decoder = nn.Sequential(
-            nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1)
+            nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 1, 4, 2, 1),
         )
 
     def forward(self, x):
@@ -113,7 +120,10 @@ class Book(nn.Module):
             stored = var if self.flaw == "biased" else var * n / (n - 1)
             stored = stored.sqrt() if self.flaw == "stores the root" else stored
             if self.flaw == "graph":
-                self.moving_mean, self.moving_var = 0.9 * self.moving_mean + 0.1 * mean, 0.9 * self.moving_var + 0.1 * stored
+                self.moving_mean, self.moving_var = (
+                    0.9 * self.moving_mean + 0.1 * mean,
+                    0.9 * self.moving_var + 0.1 * stored,
+                )
             else:
                 with torch.no_grad():
                     self.moving_mean.mul_(0.9).add_(mean, alpha=0.1)
@@ -167,7 +177,9 @@ def dense():
 
 
 def mlp(*middle):
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), *middle, nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), *middle, nn.Linear(32, 10)
+    )
 
 
 FAMILIES = {
@@ -192,7 +204,9 @@ FAMILIES = {
     "mlp": mlp,
     "group norm": lambda: plain(lambda c: nn.GroupNorm(4, c)),
     "instance norm": lambda: plain(lambda c: nn.InstanceNorm2d(c, affine=True)),
-    "layer norm": lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 10)),
+    "layer norm": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 10)
+    ),
 }
 
 
@@ -209,7 +223,11 @@ def trained(name, images, epochs=4):
 
 
 def norms(model):
-    return [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | bnlib.BatchNorm1d | bnlib.BatchNorm2d)]
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | bnlib.BatchNorm1d | bnlib.BatchNorm2d)
+    ]
 
 
 def instead(model, make):

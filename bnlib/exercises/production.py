@@ -174,23 +174,31 @@ class Freeze:
                 model.train()(x * 0.5)
         before = copy.deepcopy(model.state_dict())
         returned, trouble = guard.call(attempt, model)
-        if trouble and trouble.kind == "unanswered" or holds_dots(returned):
+        if (trouble and trouble.kind == "unanswered") or holds_dots(returned):
             raise Unanswered
         if trouble:
             return [Mistake("raises an error", trouble.text)], {}
         model = returned if isinstance(returned, nn.Module) else model
         now = model.state_dict()
         if before.keys() - now.keys():
-            return [Mistake("layers lost", "the network no longer holds " + ", ".join(sorted(before.keys() - now.keys())))], {}
+            return [
+                Mistake("layers lost", "the network no longer holds " + ", ".join(sorted(before.keys() - now.keys())))
+            ], {}
         if any(not torch.equal(before[key], now[key]) for key in before):
-            return [Mistake("statistics reset", "the numbers in state_dict() are not what they were before freezing")], {}
+            return [
+                Mistake("statistics reset", "the numbers in state_dict() are not what they were before freezing")
+            ], {}
         mode = "as returned"
         for mode in ("as returned", "after model.train()"):
             if mode != "as returned":
                 model.train()
             old = copy.deepcopy(model.state_dict())
             model(x)
-            moved = [key for key, value in model.state_dict().items() if "running" in key and not torch.equal(old[key], value)]
+            moved = [
+                key
+                for key, value in model.state_dict().items()
+                if "running" in key and not torch.equal(old[key], value)
+            ]
             model.load_state_dict(old)
             if moved:
                 if mode == "as returned":
@@ -203,7 +211,9 @@ class Freeze:
                     cause = "the statistics stand still, but BN normalises with each batch's own: an answer hangs on its company"
                     return [Mistake("batch statistics still used", cause)], {}
         if not model.training:
-            return [Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")], {}
+            return [
+                Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")
+            ], {}
         asleep = [
             name for name, module in model.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.requires_grad
@@ -221,7 +231,11 @@ class Late(nn.Module):
 
     def __init__(self, **options):
         super().__init__()
-        self.conv, self.bn, self.out = nn.Conv2d(1, 6, 5, stride=2, bias=False), nn.BatchNorm2d(6, **options), nn.Linear(864, 10)
+        self.conv, self.bn, self.out = (
+            nn.Conv2d(1, 6, 5, stride=2, bias=False),
+            nn.BatchNorm2d(6, **options),
+            nn.Linear(864, 10),
+        )
 
     def forward(self, x):
         """Return (B, 10) for x (B, 1, 28, 28)."""
@@ -262,16 +276,27 @@ class WhatIsWrong:
             return refused(self, [Mistake("not a dict", f'it is {describe(answers)}; expected {{"A": "BN..."}}')])
         given = {str(letter).strip().upper(): answer for letter, answer in answers.items()}
         if unknown := [letter for letter in given if letter not in self.answers]:
-            return refused(self, [Mistake("no such network", f"there is no network {', '.join(unknown)}; there are A, B, C")])
+            return refused(
+                self, [Mistake("no such network", f"there is no network {', '.join(unknown)}; there are A, B, C")]
+            )
         open_ = [letter for letter in self.answers if given.get(letter) in (None, ...)]
         wrong = [letter for letter in self.answers if letter not in open_ and not self.right(letter, given[letter])]
         lines = [
-            f"{letter}: " + ("not answered yet" if letter in open_ else f"not {given[letter]}; {self.shows[letter]}" if letter in wrong else "right")
+            f"{letter}: "
+            + (
+                "not answered yet"
+                if letter in open_
+                else f"not {given[letter]}; {self.shows[letter]}"
+                if letter in wrong
+                else "right"
+            )
             for letter in self.answers
         ]
         if wrong:
             read = (self.lesson, self.section)
-            return Verdict(self.name, False, "\n".join(lines), tuple(f"another fault in network {w}" for w in wrong), read=read)
+            return Verdict(
+                self.name, False, "\n".join(lines), tuple(f"another fault in network {w}" for w in wrong), read=read
+            )
         return Verdict(self.name, not open_, "\n".join(lines), answered=not open_)
 
     def right(self, letter, answer):

@@ -82,7 +82,9 @@ class OtherData(Redrawn):
             "brightness": slider("Brightness added", 0.0, -0.5, 0.5, 0.05, tooltip="What is added to each pixel"),
             "contrast": slider("Contrast (factor)", 1.0, 0.1, 2.0, 0.05, tooltip="What each pixel is multiplied by"),
             "noise": slider("Noise (std. deviation)", 0.0, 0.0, 0.8, 0.05, tooltip="Spread of what is added at random"),
-            "share": slider("Share of zeros", 0.0, 0.0, 1.0, 0.1, tooltip="How much of the target is the digit 0 alone"),
+            "share": slider(
+                "Share of zeros", 0.0, 0.0, 1.0, 0.1, tooltip="How much of the target is the digit 0 alone"
+            ),
             "size": stops("Target batch (images)", 128, [2, 4, 8, 16, 32, 64, 128, 256], tooltip="Whose statistics"),
             "whose": choice(
                 "Statistics of the",
