@@ -251,7 +251,7 @@ class Examination:
         return {finding.code for finding in self.findings}
 
     def picture(self):
-        """Return a picture of each layer's lag: how far its running statistics are from the data's, weights as they are."""
+        """Return a picture of each layer's lag: how far its running statistics are from the data's."""
         from .plots import lag_bars  # pictures load slowly
 
         return lag_bars(self.lags)
@@ -307,7 +307,7 @@ def examine(model: nn.Module, data, *, target=None, optimizer=None, batch_size=N
 
 
 def _examples(data, test=False):
-    """Return (x, labels or None): at most MOST examples, evenly taken and shuffled; x a tensor, tuple or dict of them."""
+    """Return (x, labels or None): at most MOST examples, evenly taken, shuffled; x a tensor, tuple or dict."""
     name = "test" if test else "train"
     if hasattr(data, f"{name}_images"):
         x, y = getattr(data, f"{name}_images"), getattr(data, f"{name}_labels")
@@ -450,7 +450,7 @@ def _mark(t):
 
 
 class _Watch(TorchFunctionMode):
-    """Sees each call of torch's batch_norm; may give it other statistics, `put`: {name: (mean, var)}, or the batch's own."""
+    """Sees each call of torch's batch_norm; may give it other statistics, `put`, or the batch's own."""
 
     def __init__(self, model, norms=(), put=None, own=False, vital=None, keep=True):
         super().__init__()
@@ -513,11 +513,13 @@ class _Watch(TorchFunctionMode):
         if func is torch.nn.functional.batch_norm:
             names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
             given = (
-                dict(weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) | dict(zip(names, args)) | kwargs
+                dict(weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
+                | dict(zip(names, args, strict=False))
+                | kwargs
             )
         elif func is torch.batch_norm:
             names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-            given = dict(zip(names, args)) | {k: v for k, v in kwargs.items() if k != "cudnn_enabled"}
+            given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k != "cudnn_enabled"}
         else:
             return func(*args, **kwargs)
         name = self.stack[-1] if self.stack else ""
@@ -590,7 +592,7 @@ def _normalises(m, shape):
 
 
 def _vitals(m, shape):
-    """Return γ, β, running mean and variance, ε, momentum, which variance is stored: read off the outputs of any class."""
+    """Return γ, β, statistics, ε, momentum, which variance is stored: read off the outputs of any class."""
     z = torch.randn(8, shape[1], *(min(s, 2) for s in shape[2:]), generator=torch.Generator().manual_seed(1))
     mean, var, n = _moments(z)
     z = (z - _wide(mean, z)) / _wide((var * (n - 1) / n).sqrt(), z)  # mean 0, variance 1
@@ -701,7 +703,8 @@ class _Examiner:
         if not self._start():
             return self._done()
         checks = (
-            self._graph, self._find, self._modes, self._company, self._saved, self._hidden, self._training, self._statistics,
+            self._graph, self._find, self._modes, self._company, self._saved, self._hidden, self._training,
+            self._statistics,
             self._lag, self._decay,
         )  # fmt: skip
         for check in checks:
@@ -723,7 +726,7 @@ class _Examiner:
 
     def _start(self):
         """Make the copy from which all others come, lazy layers made, and see that it runs."""
-        self.model = _clone(self.original)
+        self.model, failures = _clone(self.original), []
         for attempt in (None, torch.float64, torch.float16, torch.bfloat16, torch.float32):
             cast = (
                 (lambda t, d=attempt: t.to(d) if isinstance(t, Tensor) and t.is_floating_point() else t)
@@ -739,10 +742,13 @@ class _Examiner:
                     result = self.out(trial, few)
                 break
             except Exception as error:
-                failure = failure if attempt else error
+                failures.append(error)  # the first is of the data as they came
         else:
             self.say(
-                "BN301", "wrong", "model", f"in eval(), {type(failure).__name__}: {str(failure).partition(chr(10))[0]}"
+                "BN301",
+                "wrong",
+                "model",
+                f"in eval(), {type(failures[0]).__name__}: {str(failures[0]).partition(chr(10))[0]}",
             )
             return False
         self.x, self.few = tree_map(cast, self.x), few
@@ -857,7 +863,7 @@ class _Examiner:
                 "BN109",
                 "note" if everywhere else "doubtful",
                 n,
-                f"in eval() inside a model in train(): frozen on purpose? The next model.train() undoes it; {len(off)} of {len(self.names)}",
+                f"in eval() inside a model in train(): frozen on purpose? model.train() undoes it; {len(off)} of them",
             )
 
     def _company(self):
@@ -872,7 +878,7 @@ class _Examiner:
             with torch.set_grad_enabled(grad):
                 self.out(k, few)
                 before = _state(k)
-                together = self.out(k, few).detach()
+                self.out(k, few)
                 moved = _changed(before, _state(k))
                 again_first = self.out(self.evaluated(), few).detach()
                 company, calls = self.watched(self.evaluated(), later, grad=grad)
@@ -894,7 +900,7 @@ class _Examiner:
             if (statistics or (moved and drift > bound)) and not any(code == "BN102" for code, *_ in self.table):
                 where = sorted({name.rpartition(".")[0] or "model" for name in statistics or moved})
                 for name in where:
-                    words = f"{len(moved)} tensors change in a forward pass in eval(), and answers by {drift:.2g} of their spread"
+                    words = f"{len(moved)} tensors change in eval(), and answers by {drift:.2g} of their spread"
                     self.say("BN102", "wrong", name, words + tail)
 
     def _precise(self):
@@ -903,7 +909,7 @@ class _Examiner:
         return not half
 
     def _is_statistic(self, k, name):
-        """Return whether a tensor that moved is a normalization's own, or a floating buffer as long as one of them has channels."""
+        """Return whether a tensor that moved is a normalization's own, or a buffer of theirs, one number a channel."""
         owner, _, key = name.rpartition(".")
         key = key.partition("[")[0]
         if owner in self.own:
@@ -944,7 +950,7 @@ class _Examiner:
         self.say("BN101", severity, name, words)
 
     def _culprit(self, few, later):
-        """Return the first module whose input agrees on the first example and whose output does not: name, module, input."""
+        """Return name, module and input of the first whose input agrees on example 0, and whose output does not."""
         runs = []
         for x in (few, later):
             k, seen = self.evaluated(), []
@@ -958,9 +964,9 @@ class _Examiner:
             self.out(k, x)
             runs.append(seen)
         for (name, m, x, y), (_, _, x2, y2) in zip(*runs, strict=False):
-            if x.shape == x2.shape and y.shape == y2.shape and x.dim() and y.dim() and x.is_floating_point():
-                if torch.equal(x[:1], x2[:1]) and (y[:1] - y2[:1]).abs().max() > 1e-3 * (y.float().std() + 1e-12):
-                    return name or "model", m, x
+            fits = x.shape == x2.shape and y.shape == y2.shape and x.dim() and y.dim() and x.is_floating_point()
+            if fits and torch.equal(x[:1], x2[:1]) and (y[:1] - y2[:1]).abs().max() > 1e-3 * (y.float().std() + 1e-12):
+                return name or "model", m, x
         return "model", None, None
 
     def _saved(self):
@@ -1151,7 +1157,7 @@ class _Examiner:
         return calls, mark, (passed, watch.entered)
 
     def measured(self, x, batch, stochastic=False):
-        """Return {name: (mean, variance, values that share one)} of what reaches each, averaged over batches (precise BN)."""
+        """Return {name: (mean, variance, values that share one)} of what reaches each, over batches (precise BN)."""
         rows, n = {}, _size(x)
         k = _mode(_clone(self.model), stochastic)
         starts = range(0, max(n - batch, 0) + 1, batch)
@@ -1304,7 +1310,8 @@ class _Examiner:
                 severity = "doubtful"
         elif far and (change > 0.05 if classes and now.dim() == 2 else size > 0.2):
             severity = "doubtful"
-            words += f"; with the data's own, {f'{change:.1%} of the answers change' if classes else f'outputs move by {size:.2g} of their spread'}"
+            moved = f"{change:.1%} of the answers change" if classes else f"outputs move by {size:.2g} of their spread"
+            words += f"; with the data's own, {moved}"
         if code == "BN105":
             if severity:
                 self.say(code, "doubtful", worst, words)
@@ -1331,7 +1338,7 @@ class _Examiner:
             self.say(code, severity, worst, words)
 
     def _same_batch(self):
-        """Return words if one batch gets other answers with its own statistics than with the running ones; else None."""
+        """Return words if a batch gets other answers with its own statistics than with the running ones."""
         x = _take(self.x, slice(0, self.batch))
         if self.new:
             return None
@@ -1343,7 +1350,7 @@ class _Examiner:
         change = (now.argmax(1) != own.argmax(1)).float().mean().item()
         if change <= 0.1 or change * len(now) < 3:
             return None
-        return f"{change:.1%} of the answers to one batch of {len(now)} change between its own statistics and the running ones"
+        return f"{change:.1%} of a batch of {len(now)} get other answers with its own statistics than with the running ones"
 
     def _decay(self):
         if self.optimizer is None or not self.names:
@@ -1352,7 +1359,7 @@ class _Examiner:
         for n in self.names:
             owner = self.original.get_submodule(n.split("[")[0])
             channels = self.first[n].x.shape[1]
-            for key, p in owner.named_parameters(recurse=False):
+            for p in owner.parameters(recurse=False):
                 if p.numel() == channels and p.dim() == 1 and (n in self.own or self.first[n].gamma is not None):
                     ours[id(p)] = n
         for group in self.optimizer.param_groups:

@@ -20,9 +20,9 @@ class _Tracer(fx.Tracer):
 def fold(model: nn.Module) -> nn.Module:
     """Return a copy of `model` in which every batch normalization is part of the convolution or linear layer before it.
 
-    With s = γ / √(running_var + ε), per output channel: weight' = s · weight, bias' = (bias - running_mean) · s + β. The
-    normalizations become `nn.Identity`, so that other layers keep their names. The outputs in evaluation are the same,
-    but for rounding; the copy is in evaluation mode, and is not to be trained: it has forgotten how.
+    With s = γ / √(running_var + ε), per output channel: weight' = s · weight, bias' = (bias - running_mean) · s + β.
+    The normalizations become `nn.Identity`, so that other layers keep their names. In evaluation the outputs are the
+    same but for rounding. The copy is not to be trained: it has forgotten how.
 
     Raises ValueError, with the layer's name, where that would not be exact: a layer in training mode, without running
     statistics, behind anything but a convolution or linear layer, or behind one whose output goes elsewhere, too.

@@ -191,7 +191,7 @@ def test_one_image_is_examined_as_far_as_it_goes():
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(TypeError, match="expected a torch.nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got function"):
         bnlib.examine(lambda x: x, digits())
 
 

@@ -60,8 +60,8 @@ OF_FOLDING = (
     Mistake("beta forgotten", f"β is never added; {RULE}", shift="none"),
     Mistake(
         "scale along the wrong axis",
-        "s lies along the input channels, axis 1, as a transposed convolution has its outputs; a convolution has them on "
-        "axis 0: s.view(-1, 1, 1, 1)",
+        "s lies along the input channels, axis 1, as a transposed convolution has its outputs; a convolution "
+        "has them on axis 0: s.view(-1, 1, 1, 1)",
         axis=1,
     ),
     Mistake(
@@ -118,8 +118,10 @@ FOLD = FunctionExercise(
     name="fold",
     lesson=9,
     section="1. Folding",
-    signature="fold(weight (out, in, kH, kW), bias (out,), running_mean, running_var, gamma, beta, eps) -> (weight, bias)",
-    asks="Return the weight and the bias of one convolution that does what a convolution and the BN behind it do in eval().",
+    signature="fold(weight (out, in, kH, kW), bias (out,), running_mean, running_var, gamma, beta, eps) "
+    "-> (weight, bias)",
+    asks="Return the weight and the bias of one convolution that does what a convolution "
+    "and the BN behind it do in eval().",
     formula=folded,
     mistakes=OF_FOLDING,
     cases=(
@@ -154,8 +156,8 @@ class Freeze:
     section = "3. Freezing for fine-tuning"
     signature = "freeze(model) -> model"
     asks = (
-        "Freeze the BN layers of a network: in training their running statistics stand still, and are what they normalise "
-        "with, also after the next model.train(); all other layers still learn."
+        "Freeze the BN layers of a network: in training their running statistics stand still, and are what they "
+        "normalise with, also after the next model.train(); all other layers still learn."
     )
 
     def judge(self, attempt):
@@ -202,13 +204,15 @@ class Freeze:
             model.load_state_dict(old)
             if moved:
                 if mode == "as returned":
-                    cause = f"{moved[0]} moves in the first training step: `requires_grad=False` stops γ and β only, eval() it is"
+                    cause = (
+                        f"{moved[0]} moves in the first step: `requires_grad=False` stops γ and β only, eval() it is"
+                    )
                     return [Mistake("frozen, yet moving", cause)], {}
-                cause = "model.train() puts the BN layers back into training: give them, or the model, a `train` of their own"
+                cause = "model.train() puts BN back into training: give it, or the model, a `train` of its own"
                 return [Mistake("undone by model.train()", cause)], {}
             with torch.no_grad():
                 if not torch.allclose(model(x)[:1], model(torch.cat([x[:1], 5 * x[1:]]))[:1], atol=1e-4):
-                    cause = "the statistics stand still, but BN normalises with each batch's own: an answer hangs on its company"
+                    cause = "the statistics stand still, but BN normalises with each batch's own"
                     return [Mistake("batch statistics still used", cause)], {}
         if not model.training:
             return [

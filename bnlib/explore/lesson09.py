@@ -134,7 +134,7 @@ class OtherData(Redrawn):
         words = ", ".join(f"{lag:.2f}" for lag in lags)
         return (
             f"{size} target images, pixels · {contrast:.2f} + {brightness:.2f}, noise {noise:.2f}, {share:.0%} of them "
-            f"picked to be zeros. With the statistics of the {whose} accuracy is {result.accuracy[whose]:.3f} (training "
-            f"images' {result.accuracy[WHOSE[0]]:.3f}, target batch's {result.accuracy[WHOSE[1]]:.3f}). In layers 2, 6, "
-            f"11 and 14 the mean that is used lies {words} σ from the target's."
+            f"picked to be zeros. With the statistics of the {whose} accuracy is {result.accuracy[whose]:.3f} "
+            f"(training images' {result.accuracy[WHOSE[0]]:.3f}, target batch's {result.accuracy[WHOSE[1]]:.3f}). "
+            f"In layers 2, 6, 11 and 14 the mean that is used lies {words} σ from the target's."
         )
