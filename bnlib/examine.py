@@ -1350,7 +1350,9 @@ class _Examiner:
         change = (now.argmax(1) != own.argmax(1)).float().mean().item()
         if change <= 0.1 or change * len(now) < 3:
             return None
-        return f"{change:.1%} of a batch of {len(now)} get other answers with its own statistics than with the running ones"
+        return (
+            f"{change:.1%} of a batch of {len(now)} answer otherwise with its own statistics than with the running ones"
+        )
 
     def _decay(self):
         if self.optimizer is None or not self.names:
