@@ -102,7 +102,7 @@ class OtherData(Redrawn):
         top = figure.add_subplot(grid[0, :])
         top.set_axis_off()
         self._image = self.moves(
-            top.imshow(torch.zeros(28, 28 * SHOWN), cmap="gray_r", vmin=-0.5, vmax=1.5, aspect="equal")
+            top.imshow(torch.zeros(28, 28 * SHOWN).numpy(), cmap="gray_r", vmin=-0.5, vmax=1.5, aspect="equal")
         )
         left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
         left.set(ylim=(0, 1.12), xlim=(-0.6, 1.6), ylabel="accuracy")
@@ -121,7 +121,7 @@ class OtherData(Redrawn):
         """Change the target, run the network with either statistics."""
         result = other_data(brightness, contrast, noise, share, size, self.seed)
         images = list(result.images) + [torch.zeros(28, 28)] * (SHOWN - len(result.images))
-        self._image.set_data(torch.cat(images, 1))
+        self._image.set_data(torch.cat(images, 1).numpy())
         for bar, text, name in zip(self._bars, self._texts, WHOSE, strict=True):
             accuracy = result.accuracy[name]
             bar.set_height(accuracy)
