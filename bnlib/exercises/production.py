@@ -117,7 +117,7 @@ def drawn_folds():
 FOLD = FunctionExercise(
     name="fold",
     lesson=9,
-    section="1. Folding",
+    section="Folding",
     signature="fold(weight (out, in, kH, kW), bias (out,), running_mean, running_var, gamma, beta, eps) "
     "-> (weight, bias)",
     asks="Return the weight and the bias of one convolution that does what a convolution "
@@ -153,7 +153,7 @@ class Freeze:
 
     name = "freeze"
     lesson = 9
-    section = "3. Freezing for fine-tuning"
+    section = "Freezing for fine-tuning"
     signature = "freeze(model) -> model"
     asks = (
         "Freeze the BN layers of a network: in training their running statistics stand still, and are what they "
@@ -262,7 +262,7 @@ class WhatIsWrong:
 
     name = "what_is_wrong"
     lesson = 9
-    section = "9. What is wrong with this network?"
+    section = "What is wrong with this network?"
     signature = 'what_is_wrong = {"A": "BN...", "B": "BN...", "C": "BN..."}'
     asks = "Each of the networks A to C of `patients()` has one fault: give its code, as a dict from letter to code."
     answers = {"A": "BN207", "B": "BN106", "C": "BN101"}  # noqa: RUF012 (as constant as the class)
