@@ -34,6 +34,7 @@ EXPLORERS = {
     "nudge": explore.nudge,
     "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
     "who_is_in_the_batch": explore.who_is_in_the_batch,
+    "other_data": explore.other_data,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
@@ -431,3 +432,16 @@ def test_the_captions_of_lesson_06_say_what_is_taken_away():
     explorer.set(step=1000)
     assert "-0.506, -0.501, -0.498, -0.496, 2;" in explorer.caption
     assert "5 of the 5 predictions cannot be shown" in explorer.caption
+
+
+def test_with_the_targets_own_statistics_darkness_is_undone_and_a_single_class_is_not_told_apart():
+    from bnlib.explore.lesson09 import other_data
+
+    bright, dark = other_data(0.0, 1.0, 0.0, 0.0, 256), other_data(0.0, 0.25, 0.0, 0.0, 256)
+    assert bright.accuracy["training images"] > 0.9
+    assert dark.accuracy["training images"] < 0.6
+    assert dark.accuracy["target batch"] > 0.9
+    assert max(dark.lags["training images"]) > 0.3
+    assert max(dark.lags["target batch"]) == 0
+    zeros = other_data(0.0, 1.0, 0.0, 1.0, 256)
+    assert zeros.accuracy["target batch"] < zeros.accuracy["training images"] - 0.3

@@ -30,9 +30,10 @@ from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
 from .norms import AXES_QUIZ, GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM
+from .production import FOLD, FREEZE, WHAT_IS_WRONG, patients
 from .statistics import CHANNEL_STATS, RUNNING_STATS
 
-__all__ = ["EXERCISES", "Verdict", "bugs", "check"]
+__all__ = ["EXERCISES", "Verdict", "bugs", "check", "patients"]
 
 EXERCISES = {
     exercise.name: exercise
@@ -41,6 +42,7 @@ EXERCISES = {
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
         *(BATCH_NORM_BACKWARD, NUMERICAL_GRADIENT, SWALLOWED),
         *(GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM, AXES_QUIZ),
+        *(FOLD, FREEZE, WHAT_IS_WRONG),
     )
 }
 _solved = set()

@@ -302,4 +302,6 @@ def apart_by(rows, target):
     """Return how far each row is from the target: the average order of magnitude by which numbers differ."""
     off = np.abs(rows - target) / (1 + np.abs(target))
     same = np.isnan(rows) & np.isnan(target) | (rows == target)
-    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).sum(-1) / max(target.size, 1)
+    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).sum(-1) / max(
+        target.size, 1
+    )
