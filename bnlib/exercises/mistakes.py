@@ -9,7 +9,7 @@ from .judge import Mistake, rarely
 
 
 def around_either(**knobs):
-    """Return the variants of a mistake in the mean: the squares taken around the mistaken mean, or around the right one."""
+    """Return the variants of a mistake in the mean: the squares are taken around it, or around the right one."""
     return [knobs, {**knobs, "around": "true mean"}]
 
 
@@ -242,8 +242,8 @@ ROWS = (
 )
 RESHAPED = Mistake(
     "reshaped without permute",
-    "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last axis "
-    "first, x.movedim(1, -1)",
+    "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last "
+    "axis first, x.movedim(1, -1)",
     also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
 )
 IMAGES = (
@@ -257,8 +257,8 @@ IMAGES = (
     RESHAPED,
     Mistake(
         "permuted in, reshaped out",
-        "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they are "
-        "mixed: undo the permute",
+        "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they "
+        "are mixed: undo the permute",
         also=[dict(over="rows, reshaped back"), dict(over="(C, -1), reshaped back")],
     ),
     *rarely(
@@ -370,7 +370,7 @@ ADDED = "N·H·W numbers were added"
 LOOPS = rarely(
     Mistake(
         "loop over N instead of C",
-        "the loop over the channels runs to the number of images, so that later channels are left out, or there are too few",
+        "the loop over channels runs to the number of images: later channels are left out, or there are too few",
         looped="N",
     ),
     Mistake(

@@ -1,8 +1,8 @@
 """Which mistakes explain what an attempt returned.
 
-First the values: nothing, each mistake of the catalogue, common pairs; then more at once, by adding to the sets that come
-closest whatever brings them closer still. A number that is in no list is solved for. Then the gradients, given what
-explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
+First the values: nothing, each mistake of the catalogue, common pairs; then more at once, by adding to the sets that
+come closest whatever brings them closer still. A number that is in no list is solved for. Then the gradients, given
+what explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
 """
 
 from functools import cache
