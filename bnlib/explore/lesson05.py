@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from matplotlib.lines import Line2D
@@ -96,6 +96,12 @@ class TrainItYourself(Explorer):
 
     name = "train_it_yourself"
     size = (6.8, 4.8)
+    grid: ClassVar = {
+        "norm": ["scratch", "none"],
+        "batch_size": [8, 64, 256],
+        "momentum": [0.01, 0.1, 1.0],
+        "epochs": [EPOCHS],
+    }
 
     def __init__(self, images=None):
         self._images = images
@@ -236,6 +242,7 @@ class InsideTheLayers(Explorer):
 
     name = "inside_the_layers"
     size = (6.8, 4.4)
+    grid: ClassVar = {}
 
     def __init__(self, recordings):
         self._recordings = list(recordings)
