@@ -54,9 +54,13 @@ class Pack:
         frame = explorer.caption, self._present, numbers
         self._frame = self._frames.setdefault(frame, len(self._frames))
 
-    def _settle(self, values):
+    def _open(self):
+        """Let every slider go as far as it ever can."""
         for name, top in self._tops.items():
             self.controls[name].max = top
+
+    def _settle(self, values):
+        self._open()
         self.explorer.set(**values)
 
     def _walk(self):
@@ -64,6 +68,7 @@ class Pack:
         grown = True
         while grown:
             grown = False
+            self._open()
             self.stops = {name: self.grid.get(name) or values_of(control) for name, control in self.controls.items()}
             self.index = {}  # (draw, place of each control's stop) -> (frame, what it makes of the controls)
             places = [range(len(stops)) for stops in self.stops.values()]
