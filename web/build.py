@@ -128,20 +128,20 @@ def linked(path, documents, extra):
     """Return a page of text whose links lead to pages where there are some, else to copies of the files, in `extra`."""
 
     def lead(match):
-        target, _, place = match[1].partition("#")
+        words, (target, _, place) = match[1], match[2].partition("#")
         file = (path.parent / target).resolve()
         if file.parent == ROOT / "notebooks" or file in documents:
-            return f"]({file.name}{'#' * bool(place)}{place})"
+            return f"[{words}]({file.name}{'#' * bool(place)}{place})"
         if not file.is_file():
             raise ValueError(f"{path.name} links to {target}, which is no file")
         copy = extra / "files" / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, copy)
-        return f"](<project:files/{file.relative_to(ROOT)}>)"
+        return f'<a href="files/{file.relative_to(ROOT)}">{words}</a>'
 
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"^.*\]\(\.\./\.\./actions.*\n", "", text, flags=re.M)  # badges live on the repository's own host
-    return re.sub(r"\]\((?![a-z]+:|#)([^)\s]+)\)", lead, text)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)", lead, text)
 
 
 def main():
@@ -150,7 +150,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUILD / "site", help="the folder to build it in")
     out = parser.parse_args().out
-    build(out)
+    try:
+        build(out)
+    except ValueError as error:
+        sys.exit(f"The site is not built. {error}")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; open index.html")
 
