@@ -20,7 +20,9 @@ from .quiz import quiz
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build"
-REPOSITORY = os.environ.get("SITE_REPOSITORY", "")  # owner/name on GitHub, for links to Colab; without it there are none
+REPOSITORY = os.environ.get(
+    "SITE_REPOSITORY", ""
+)  # owner/name on GitHub, for links to Colab; without it there are none
 REWORDED = {  # what only fits a notebook -> what fits a page; each must be found
     "00_start_here": (
         ("Run the cell and move the slider", "Move the slider"),
@@ -78,7 +80,9 @@ def build(out):
 
 def lesson_page(name, lesson, figures):
     """Return a lesson (a notebook, as JSON has it) for a page: explorers alive, a quiz after each exercise's solution."""
-    missing = [old for old, _ in REWORDED.get(name, ()) if not any(old in "".join(c["source"]) for c in lesson["cells"])]
+    missing = [
+        old for old, _ in REWORDED.get(name, ()) if not any(old in "".join(c["source"]) for c in lesson["cells"])
+    ]
     if missing:
         raise ValueError(f"{name} no longer says {missing}; see REWORDED in web/build.py")
     cells, asked = [], None

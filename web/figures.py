@@ -140,7 +140,11 @@ def depends_on(lesson, source):
 @cache
 def code():
     """Return the code that explorers are made with, and the versions of what it stands on, in bytes."""
-    files = [ROOT / "requirements.txt", Path(__file__), *(Path(__file__).with_name(f"{name}.py") for name in ("pack", "record"))]
+    files = [
+        ROOT / "requirements.txt",
+        Path(__file__),
+        *(Path(__file__).with_name(f"{name}.py") for name in ("pack", "record")),
+    ]
     files += [path for path in sorted((ROOT / "bnlib").rglob("*.py")) if "exercises" not in path.parts]
     return b"\0".join(path.read_bytes() for path in files)
 

@@ -63,8 +63,9 @@ def question(exercise, code, name, chance, group):
     if verdict.mistakes != (name,) or not verdict.example or not all(map(tensor, verdict.received)):
         return None
     options, told = [(name, localised(verdict._repr_html_()))], [verdict.received]
-    others = [mistake for mistake in EXERCISES[exercise].mistakes if mistake.variants and mistake.name != name]
-    for mistake in chance.sample(others, len(others)):
+    others = {mistake.name: mistake for mistake in EXERCISES[exercise].mistakes if mistake.variants}
+    others.pop(name, None)
+    for mistake in chance.sample(list(others.values()), len(others)):
         mistake = mistake.worded(**mistake.variants[0])
         returned = bent(exercise, verdict, mistake)
         if returned is None or any(alike(returned, seen) for seen in (*told, verdict.expected)):
@@ -77,7 +78,8 @@ def question(exercise, code, name, chance, group):
         return None
     chance.shuffle(options)
     choices = "".join(
-        f'<details name="{group}"><summary>{html.escape(words)}</summary>{answer}</details>' for words, answer in options
+        f'<details name="{group}"><summary>{html.escape(words)}</summary>{answer}</details>'
+        for words, answer in options
     )
     return f'<div class="quiz">{highlight(code, PythonLexer(), HtmlFormatter(wrapcode=True))}{choices}</div>'
 

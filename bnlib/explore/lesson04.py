@@ -1,8 +1,8 @@
 """The explorer of lesson 04: how far apart train() and eval() are."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 from functools import cache
+from typing import ClassVar
 
 import torch
 from matplotlib.collections import LineCollection

@@ -23,10 +23,9 @@ from ..judge.diagnosis import (
     Unanswered,
     diagnosed,
     evidence,
-    explained,
     observed,
 )
-from ..judge.explanation import explanation, explanations
+from ..judge.explanation import explanation
 from ..judge.guard import is_stub
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
