@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import torch
 
 from .figures import ROOT, Figures, shows_an_explorer, small
@@ -20,9 +21,7 @@ from .quiz import quiz
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build"
-REPOSITORY = os.environ.get(
-    "SITE_REPOSITORY", ""
-)  # owner/name on GitHub, for links to Colab; without it there are none
+REPOSITORY = os.environ.get("SITE_REPOSITORY", "")  # owner/name on GitHub, for links to Colab
 REWORDED = {  # what only fits a notebook -> what fits a page; each must be found
     "00_start_here": (
         ("Run the cell and move the slider", "Move the slider"),
@@ -80,9 +79,8 @@ def build(out):
 
 def lesson_page(name, lesson, figures):
     """Return a lesson (a notebook, as JSON has it) for a page: explorers alive, a quiz after each exercise's solution."""
-    missing = [
-        old for old, _ in REWORDED.get(name, ()) if not any(old in "".join(c["source"]) for c in lesson["cells"])
-    ]
+    text = "".join(line for cell in lesson["cells"] for line in cell["source"])
+    missing = [old for old, _ in REWORDED.get(name, ()) if old not in text]
     if missing:
         raise ValueError(f"{name} no longer says {missing}; see REWORDED in web/build.py")
     cells, asked = [], None
@@ -118,7 +116,7 @@ def where_it_runs(name):
 
 def markdown(text):
     """Return a cell of text."""
-    return {"cell_type": "markdown", "metadata": {}, "source": text}
+    return nbformat.v4.new_markdown_cell(text)
 
 
 def shrink(outputs):

@@ -1,4 +1,4 @@
-"""The explorers of the lessons as figures of a page: found, made anew, packed, and kept until what they come from changes."""
+"""The explorers of the lessons as figures of a page: made anew, packed, and kept until what they come from changes."""
 
 import ast
 import base64
@@ -42,8 +42,8 @@ class Figures:
     def figure(self, lesson, source):
         """Return an explorer as HTML, and its first caption; `source` is the cell of `lesson` that calls it.
 
-        Raises ValueError, naming cell or explorer, if it is no plain call, its arguments were not recorded, or it cannot
-        be packed.
+        Raises ValueError, naming cell or explorer, if it is no plain call, if its arguments were not recorded, or if it
+        cannot be packed.
         """
         made = self._made(lesson, source)
         name = f"{made['name']}-{hashlib.sha256(made['pack'].encode()).hexdigest()[:8]}"
@@ -53,9 +53,10 @@ class Figures:
             self._letters[face].update(letters)
         width, height = made["size"]
         return (
-            f'<figure class="explorer" data-explorer="{made["name"]}" data-pack="_static/packs/{name}.js">{made["form"]}'
+            f'<figure class="explorer" data-pack="_static/packs/{name}.js">{made["form"]}'
             f'<img src="_static/stills/{name}.png" width="{width}" height="{height}" loading="lazy" '
-            f'alt="The picture that the caption describes"><figcaption>{html.escape(made["caption"])}</figcaption></figure>'
+            f'alt="The picture that the caption describes">'
+            f"<figcaption>{html.escape(made['caption'])}</figcaption></figure>"
         ), made["caption"]
 
     def _made(self, lesson, source):

@@ -182,7 +182,7 @@ class Pack:
         }
 
     def _slots(self, parts):
-        """Return the moving artists, neighbours that change together as one: their lists, and each frame's among them."""
+        """Return the moving artists, those that change together as one: their lists, and each frame's among them."""
         lists = [json.loads(text) for text in self._lists]
         slots = []
         for column in zip(*parts, strict=True):
@@ -219,11 +219,13 @@ class Pack:
             else:
                 kind = "data-again" if each.description == "Draw again" else f'data-to="{next(plain)}"'
                 row.append(
-                    f'<button type="button" {kind} title="{html.escape(each.tooltip)}">{html.escape(each.description)}</button>'
+                    f'<button type="button" {kind} title="{html.escape(each.tooltip)}">'
+                    f"{html.escape(each.description)}</button>"
                 )
         row.append('<button type="reset" title="Put every control back to where it started">Reset</button>')
         return (
-            f'<form class="controls" hidden autocomplete="off"><fieldset disabled>{"".join(parts)}<div class="row">{"".join(row)}</div>'
+            f'<form class="controls" hidden autocomplete="off"><fieldset disabled>{"".join(parts)}'
+            f'<div class="row">{"".join(row)}</div>'
             f"{self._fewer()}</fieldset></form>"
         )
 
@@ -236,18 +238,22 @@ class Pack:
             options = [(word, i) for i, word in enumerate(words)]
             return radios(name, control.description, options, [tips[stop] for stop in stops], start)
         return (
-            f'<label class="slider" title="{html.escape(control.tooltip or "")}"><span>{html.escape(control.description)}</span>'
-            f'<input type="range" name="{name}" min="0" max="{len(stops) - 1}" value="{start}" aria-valuetext="{words[start]}">'
+            f'<label class="slider" title="{html.escape(control.tooltip or "")}">'
+            f"<span>{html.escape(control.description)}</span>"
+            f'<input type="range" name="{name}" min="0" max="{len(stops) - 1}" value="{start}" '
+            f'aria-valuetext="{words[start]}">'
             f'<span class="readout" aria-hidden="true">{words[start]}</span></label>'
         )
 
     def _fewer(self):
         """Return a line that says what moves more freely in the notebook; nothing if nothing does."""
-        fewer = [
-            f"{control.description} has {f'{len(stops)} of its {all_} stops' if len(stops) > 1 else f'its stop {readout(control, stops[0])} only'}"
-            for (name, stops), control in zip(self.stops.items(), self.controls.values(), strict=True)
-            if len(stops) < (all_ := len(values_of(control)))
-        ]
+        fewer = []
+        for (name, stops), control in zip(self.stops.items(), self.controls.values(), strict=True):
+            every = len(values_of(control))
+            if 1 == len(stops) < every:
+                fewer.append(f"{control.description} stays at {readout(control, stops[0])}")
+            elif len(stops) < every:
+                fewer.append(f"{control.description} has {len(stops)} of its {every} stops")
         if self.draws > 1:
             fewer.append(f"Draw again goes round {self.draws} draws")
         return f'<p class="fewer">On this page {html.escape("; ".join(fewer))}.</p>' if fewer else ""
@@ -295,7 +301,8 @@ def readout(control, value):
 def radios(name, legend, options, tips, chosen):
     """Return buttons of which one is down as HTML; options are pairs of words and value."""
     inner = "".join(
-        f'<label title="{html.escape(tip)}"><input type="radio" name="{name}" value="{value}"{" checked" * (value == chosen)}>'
+        f'<label title="{html.escape(tip)}">'
+        f'<input type="radio" name="{name}" value="{value}"{" checked" * (value == chosen)}>'
         f"<span>{html.escape(words)}</span></label>"
         for (words, value), tip in zip(options, tips, strict=True)
     )

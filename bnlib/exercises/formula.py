@@ -17,14 +17,7 @@ def average(values, dims, by="n"):
     n = math.prod(values.shape[d] for d in dims)
     if by != "n":
         images = values.shape[0]
-        others = {
-            "n - 1": n - 1,
-            "N": images,
-            "H·W": n / images,
-            "n - N": n - images,
-            "n - H·W": n - n / images,
-            "1": 1,
-        }
+        others = {"n - 1": n - 1, "N": images, "H·W": n / images, "n - N": n - images, "n - H·W": n - n / images, "1": 1}
         n = others[by]
     return values.sum(dims, keepdim=True) / float(n)
 

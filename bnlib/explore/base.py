@@ -77,8 +77,9 @@ class Explorer(widgets.VBox):
     `axes_moved()`, called in `show`, has everything drawn anew, for the changes that move an axis, a title or a tick.
     `set(n=16)` moves several controls at once, `reset()` puts all back; extend it where more than controls can change.
     `limit("n", 32)`, in `show`, moves a slider's end.
-    `caption` is the caption as plain text, `png()` the picture, `failed` says whether both are a message. Moving artists are drawn in the order of their
-    `zorder`, over all that is still; moving texts last (upright, without box or mathtext: Pillow writes them, faster).
+    `caption` is the caption as plain text, `png()` the picture; `failed` says whether both are a message. Moving
+    artists are drawn in the order of their `zorder`, over all that is still; moving texts last (upright, without box or
+    mathtext: Pillow writes them, faster).
 
     `grid` holds the stops of the controls that have too many values to record every state: on a page without Python
     the picture of each of its states was drawn before. The start's values belong to it; {} is every value of all.
@@ -175,7 +176,8 @@ class Explorer(widgets.VBox):
                 self.failed = True
             if self._painter:
                 stale, self._background = self._background is None, self._painter
-                return self._painter(stale)
+                self._painter(stale)
+                return
             self._draw()
             self._picture.value = b"data:image/png;base64," + base64.b64encode(self.png())
             # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them

@@ -108,11 +108,7 @@ def in_part(exercise, sets):
     """Return the mistakes that explain some results, and which are left; None where that says nothing."""
     known = united(exercise, sets)
     unknown = [name for name, found in zip(exercise.results, sets, strict=True) if found is None]
-    return (
-        [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")]
-        if known
-        else None
-    )
+    return [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")] if known else None
 
 
 def at_times(exercise, seen, wrong):

@@ -27,9 +27,7 @@ def explanations(exercise, seen):
     """
     results = range(len(exercise.results))
     found = explanation(exercise, seen, most=MOST if len(results) == 1 else 3)
-    return (
-        [found] * len(results) if found or len(results) == 1 else [explanation(exercise, seen, (k,)) for k in results]
-    )
+    return [found] * len(results) if found or len(results) == 1 else [explanation(exercise, seen, (k,)) for k in results]
 
 
 def explanation(exercise, seen, picks=None, most=MOST, pairs=True):

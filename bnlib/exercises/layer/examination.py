@@ -23,9 +23,10 @@ from ..judge.diagnosis import (
     Unanswered,
     diagnosed,
     evidence,
+    explained,
     observed,
 )
-from ..judge.explanation import explanation
+from ..judge.explanation import explanation, explanations
 from ..judge.guard import is_stub
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
@@ -264,11 +265,7 @@ class Examination:
                 if len(mean) == c:
                     arguments = case.arguments | {"running_mean": mean, "running_var": var}
                     cases[Case(arguments)] = observation.with_outputs(observation.outputs)
-        bends = (
-            explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2, pairs=False)
-            if cases
-            else None
-        )
+        bends = explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2, pairs=False) if cases else None
         return None if bends is None else [RUNS, *(bend.mistake for bend in bends)]
 
     def look_at_modes(self):
