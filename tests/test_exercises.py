@@ -76,7 +76,8 @@ def test_pairs_of_common_mistakes_are_named(exercise):
         if compatible(*pair):
             told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
             assert told  # or one of them, where it hides the other: what is not divided has no wrong variance
-            assert told <= {bend.mistake.name for bend in pair}
+            whole = {bend.mistake.name for bend in exercise.bends if bend.knobs == together(pair)}  # has its own name
+            assert told <= {bend.mistake.name for bend in pair} | whole
 
 
 def test_the_same_attempt_gets_the_same_verdict_in_another_process():
@@ -520,9 +521,17 @@ def test_the_readers_own_network_is_left_as_it_was():
 
 @pytest.mark.parametrize("bug", bugs.values(), ids=list(bugs))
 def test_each_layer_to_look_at_has_the_bug_it_should_have_and_no_other(bug):
-    assert names("layer", bug.layer) == {bug.answer}
+    outwardly = {"right"} if bug.letter == "G" else {bug.answer}  # G's bug shows in the second derivative alone
+    assert names("layer", bug.layer) == outwardly
     assert check("spot_the_bug", {bug.letter: bug.answer.upper()}).ok
     assert bug.source in repr(bug)
+
+
+def test_layer_g_is_right_once_differentiated_and_wrong_twice():
+    layer = bugs["G"].layer(2).double()
+    x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    assert not torch.autograd.gradgradcheck(layer, x, raise_exception=False)
 
 
 def test_bugs_may_be_named_in_other_words():
@@ -533,6 +542,7 @@ def test_bugs_may_be_named_in_other_words():
         "D": "bias before weight",
         "E": "statistics detached",
         "F": "updates its statistics in eval too",
+        "G": "wrong second derivative",
     }
     assert check("spot_the_bug", answers).ok
 
@@ -722,7 +732,7 @@ def test_what_a_verdict_tells_to_read_is_there():
 
 def solutions():
     """Yield (lesson, the check line of a stub's cell, the code of the folded solution that follows it)."""
-    for path in sorted((HERE.parent / "notebooks").glob("0[1-5]_*.ipynb")):
+    for path in sorted((HERE.parent / "notebooks").glob("0[1-6]_*.ipynb")):
         line = None
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])

@@ -19,6 +19,7 @@ from bnlib.explore.base import Explorer, slider
 from bnlib.explore.lesson01 import LARGEST, draw_classes, normalise
 from bnlib.explore.lesson02 import share
 from bnlib.explore.lesson03 import BATCHES, EPS, stream, walk
+from bnlib.explore.lesson06 import EXAMPLE, nudged, paths_of
 
 EXPLORERS = {
     "gamma_beta": explore.gamma_beta,
@@ -28,6 +29,8 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "three_paths": explore.three_paths,
+    "nudge": explore.nudge,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
@@ -342,3 +345,43 @@ def test_play_goes_on_from_the_step_and_reset_stops_it():
     explorer.reset()
     assert not explorer._play.playing
     assert explorer._play.interval == 250
+
+
+@pytest.mark.parametrize("dy", [(4, 0, -1, 2, 0), (1, 1, 1, 1, 1), (1, -1, 0, -1, 1), (-1.5, -0.5, 0, 0.5, 1.5)])
+@pytest.mark.parametrize("eps", [1e-5, 1.0])
+@pytest.mark.parametrize("gamma", [4.0, -2.5, 0.0])
+def test_the_three_paths_add_up_to_autograds_gradient(dy, gamma, eps):
+    x, dy = EXAMPLE.clone().requires_grad_(), torch.tensor(dy, dtype=torch.float64)
+    y = functional.batch_norm(x[:, None], None, None, torch.tensor([gamma]).double(), None, True, 0.1, eps)
+    (expected,) = torch.autograd.grad(y, x, dy[:, None])
+    paths = paths_of(EXAMPLE, dy, gamma, eps)
+    torch.testing.assert_close(paths.dx, expected, rtol=0, atol=1e-12)
+    gain = gamma**2 / (EXAMPLE.var(correction=0) + eps)
+    torch.testing.assert_close(gain * paths.budget[-1], expected.square().sum(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("i", range(5))
+@pytest.mark.parametrize("eps", [1e-5, 1.0])
+def test_a_nudge_is_predicted_by_the_jacobians_column(i, eps):
+    def normalised(x):
+        return functional.batch_norm(x[:, None], None, None, training=True, eps=eps)[:, 0]
+
+    jacobian = torch.autograd.functional.jacobian(normalised, EXAMPLE)
+    result = nudged(EXAMPLE, i, 2.0, eps)
+    torch.testing.assert_close(result.column, jacobian[:, i], rtol=0, atol=1e-12)
+    moved = EXAMPLE + 2.0 * torch.eye(5, dtype=torch.float64)[i]
+    torch.testing.assert_close(result.after, normalised(moved), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.predicted, result.before + 2.0 * jacobian[:, i], rtol=0, atol=1e-12)
+
+
+def test_the_captions_of_lesson_06_say_what_is_taken_away():
+    explorer = explore.three_paths()
+    assert "dx = 3, -3, -4, 3, 1" in explorer.caption
+    assert "5 lay along (1, …, 1) and 5 along x̂: 11 are left" in explorer.caption
+    for upstream, dx in (("all equal", "0, 0, 0, 0, 0"), ("alternating", "2, -2, 0, -2, 2")):
+        explorer.set(upstream=upstream)
+        assert f"dx = {dx}: direct" in explorer.caption
+    explorer = explore.nudge()
+    explorer.set(step=1000)
+    assert "-0.506, -0.501, -0.498, -0.496, 2;" in explorer.caption
+    assert "5 of the 5 predictions cannot be shown" in explorer.caption

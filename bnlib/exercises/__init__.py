@@ -20,6 +20,7 @@ from html import escape
 
 import torch
 
+from .backward import BATCH_NORM_BACKWARD, NUMERICAL_GRADIENT, SWALLOWED
 from .bugs import BUGS as bugs
 from .bugs import SPOT_THE_BUG
 from .judge import Verdict
@@ -37,6 +38,7 @@ EXERCISES = {
     for exercise in (
         *(STANDARDIZE, GIVE_BACK, AS_2D, CHANNEL_STATS, BATCH_NORM_LOOPS, RUNNING_STATS),
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
+        *(BATCH_NORM_BACKWARD, NUMERICAL_GRADIENT, SWALLOWED),
     )
 }
 _solved = set()

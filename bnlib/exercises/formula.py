@@ -17,9 +17,22 @@ def average(values, dims, by="n"):
     n = math.prod(values.shape[d] for d in dims)
     if by != "n":
         images = values.shape[0]
-        others = {"n - 1": n - 1, "N": images, "H·W": n / images, "n - N": n - images, "n - H·W": n - n / images, "1": 1}
+        others = {
+            "n - 1": n - 1,
+            "N": images,
+            "H·W": n / images,
+            "n - N": n - images,
+            "n - H·W": n - n / images,
+            "1": 1,
+        }
         n = others[by]
     return values.sum(dims, keepdim=True) / float(n)
+
+
+def cut(x, how):
+    """Return the rows (…, C) that `reshape` cuts from x (N, C, *) when no axis is moved before."""
+    c = x.shape[1]
+    return x.reshape(-1, c) if how == "reshape(-1, C)" else x.reshape(c, -1).T
 
 
 def statistics(
@@ -33,6 +46,7 @@ def statistics(
     var_by="n",
     parts="",
     sample="all",
+    mean_sample="all",
     spread="root",
     carried="",
     kept="all channels",
@@ -43,21 +57,22 @@ def statistics(
     around    what the variance is measured around
     mean_by, var_by  what the sums are divided by
     parts     of what the variance is put together: each image's own, the spread of the images' means
-    sample    which images the statistics are taken from
+    sample, mean_sample  which images the statistics are taken from, the mean alone
     spread    what stands for the standard deviation: a range, an absolute deviation
     carried   sums that are not set back to 0 for the next channel
     kept      whose statistics every channel gets
     """
     every = tuple(d for d in range(x.dim()) if d != 1)
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
-    given = {"all": x, "first image": x[:1], "last image": x[-1:]}[sample]
+    images = {"all": x, "first image": x[:1], "last image": x[-1:]}
+    given = images[sample]
 
     def carry(statistic, name):
         if name in carried:
             statistic = statistic.cumsum(1)
         return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
 
-    mean = carry(average(given, mean_dims, mean_by), "mean")
+    mean = carry(average(given if mean_sample == "all" else images[mean_sample], mean_dims, mean_by), "mean")
     middle = {
         "own mean": lambda: mean if mean_dims == var_dims else average(given, var_dims),
         "true mean": lambda: average(given, var_dims),
@@ -105,6 +120,7 @@ def normalise(
     gamma_along=1,
     beta_along=1,
     detached="",
+    looped="C",
     **knobs,
 ):
     """Return BN of x (N, C, *), its terms bent by the knobs: those of `statistics`, and
@@ -114,6 +130,7 @@ def normalise(
     centre, spread, place, fixed  what is subtracted, what it is divided by, where ε stands, the ε that is always used
     order, gamma_along, beta_along  what γ and β do, and the axis they lie along
     detached  which terms the gradient does not pass
+    looped    "N" for a loop over the images' count that should be over the channels'
     """
     affine = dict(order=order, gamma_along=gamma_along, beta_along=beta_along, detached=detached)
     if order == "before":
@@ -121,6 +138,11 @@ def normalise(
     if isinstance(over, str):
         knobs |= dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
         return rearranged(x, eps, gamma, beta, over, knobs, affine)
+    if looped != "C":
+        if len(x) > x.shape[1]:
+            raise IndexError("no such channel")
+        y = normalise(x, eps, gamma, beta, laid=laid, centre=centre, spread=spread, place=place, fixed=fixed, **knobs)
+        return torch.cat([y[:, : len(x)], torch.zeros_like(y[:, len(x) :])], 1)
     eps = eps if fixed is None else fixed
     if "x" in detached:
         x = x.detach()
@@ -131,12 +153,17 @@ def normalise(
         mean = mean.detach()
     if "var" in detached:
         var = var.detach()
+    if order in ("γ on x", "β divided"):
+        g, b = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in (gamma, beta))
+        y = x * g - mean if order == "γ on x" else (x - mean) * g + b
+        return divided(y, var, eps, spread, place) + (b if order == "γ on x" else 0.0)
     y = {
         "minus mean": lambda: x - mean,
         "minus median": lambda: x - median(x, mean_dims),
         "minus smallest": lambda: x - x.amin(mean_dims, keepdim=True),
         "plus mean": lambda: x + mean,
         "mean minus x": lambda: mean - x,
+        "absolute": lambda: (x - mean).abs(),
         "mean after division": lambda: x,
         "none": lambda: x,
     }[centre]()
@@ -157,12 +184,13 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         parts = x.chunk(2) if n % 2 == 0 else (x,)
         return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
+        affine["order"] = {"γ on x": "γ then β", "β divided": "γ then β"}.get(affine["order"], affine["order"])
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
         return scaled(y, gamma, beta, **affine)
     into, back = {
-        "reshape(-1, C)": (lambda: x.reshape(-1, c), lambda y: y),
-        "reshape(C, -1)": (lambda: x.reshape(c, -1).T, lambda y: y.T),
+        "reshape(-1, C)": (lambda: cut(x, how), lambda y: y),
+        "reshape(C, -1)": (lambda: cut(x, how), lambda y: y.T),
         "rows, reshaped back": (lambda: x.movedim(1, -1).reshape(-1, c), lambda y: y),
         "(C, -1), reshaped back": (lambda: x.transpose(0, 1).reshape(c, -1).T, lambda y: y.T),
     }[how]

@@ -222,6 +222,7 @@ GIVE_BACK = Exercise(
         Case({"x": batch((6, 1), 4, mean=2.0), "eps": 0.01}, "C is 1"),
         Case({"x": batch((4, 3), 5, scale=2e-3), "eps": 1e-5}, "a variance is tiny"),
         Case({"x": batch((8, 2), 6, mean=4000.0), "eps": 1e-5}, "the mean is large", ill=True),
+        Case({"x": batch((5, 3), 7, scale=1000.0, dtype=torch.float64), "eps": 1e-5}, plain=True),
     ),
     drawn=st.builds(
         table,

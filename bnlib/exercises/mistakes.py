@@ -7,6 +7,12 @@ from itertools import combinations
 
 from .judge import Mistake, rarely
 
+
+def around_either(**knobs):
+    """Return the variants of a mistake in the mean: the squares taken around the mistaken mean, or around the right one."""
+    return [knobs, {**knobs, "around": "true mean"}]
+
+
 UNBIASED = Mistake(
     "unbiased variance",
     "the variance is divided by n − 1; the one that normalises is the biased one, ÷ n: `var(..., correction=0)`, as "
@@ -78,6 +84,7 @@ CENTRE = (
     *rarely(
         Mistake("mean added", "the mean is added to x; subtract it", centre="plus mean"),
         Mistake("sign turned", "mean − x instead of x − mean", centre="mean minus x"),
+        Mistake("absolute value taken", "the numerator is |x − mean|, without its sign", centre="absolute"),
         Mistake(
             "mean subtracted after the division",
             "x is divided, and the mean of the undivided x subtracted then: x − mean needs its parentheses",
@@ -93,12 +100,12 @@ CENTRE = (
         Mistake(
             "sum instead of mean",
             "the mean's sum is never divided by n",
-            also=[dict(mean_by="1", around=around) for around in ("own mean", "true mean")],
+            also=around_either(mean_by="1"),
         ),
         Mistake(
             "mean divided by n − 1",
             "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=[dict(mean_by="n - 1", around=around) for around in ("own mean", "true mean")],
+            also=around_either(mean_by="n - 1"),
         ),
     ),
 )
@@ -233,6 +240,12 @@ ROWS = (
         WRONG_AXES, f"mean and variance of each row are laid along the columns; {STUDENTS}", over=(1,), laid="last"
     ),
 )
+RESHAPED = Mistake(
+    "reshaped without permute",
+    "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last axis "
+    "first, x.movedim(1, -1)",
+    also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
+)
 IMAGES = (
     *axes_mistakes("NCHW", AXES_4D, PIXELS),
     Mistake(
@@ -241,12 +254,7 @@ IMAGES = (
         "channels: use `keepdim=True`, or `.view(1, -1, 1, 1)`",
         laid="last",
     ),
-    Mistake(
-        "reshaped without permute",
-        "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last "
-        "axis first, x.permute(0, 2, 3, 1)",
-        also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
-    ),
+    RESHAPED,
     Mistake(
         "permuted in, reshaped out",
         "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they are "
@@ -317,6 +325,14 @@ AFFINE = (
         Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
         Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
+        Mistake(
+            "gamma on x alone",
+            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
+            order="γ on x",
+        ),
+        Mistake(
+            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
+        ),
         Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
         Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
         Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
@@ -346,8 +362,12 @@ AFFINE = (
 # ---- loops
 
 ADDED = "N·H·W numbers were added"
-MEANS = ("own mean", "true mean")
 LOOPS = rarely(
+    Mistake(
+        "loop over N instead of C",
+        "the loop over the channels runs to the number of images, so that later channels are left out, or there are too few",
+        looped="N",
+    ),
     Mistake(
         "sums not reset for each channel",
         "the sums of mean and variance go on from channel to channel: set them to 0 inside the loop over channels",
@@ -356,7 +376,7 @@ LOOPS = rarely(
     Mistake(
         "sum not reset for each channel",
         "the mean's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        also=[dict(carried=("mean",), around=around) for around in MEANS],
+        also=around_either(carried=("mean",)),
     ),
     Mistake(
         "sum of squares not reset for each channel",
@@ -370,16 +390,19 @@ LOOPS = rarely(
     ),
     Mistake("first channel's statistics for all", "every channel gets the first one's mean and variance", kept="first"),
     Mistake("statistics of the first image only", f"the other images are left out; {PIXELS}", sample="first image"),
+    Mistake(
+        "mean of the first image only",
+        f"the mean is the first image's, for all images; {PIXELS}",
+        also=around_either(mean_sample="first image"),
+    ),
     Mistake("statistics of the last image only", f"the other images are left out; {PIXELS}", sample="last image"),
     Mistake("divided by N", f"both sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", mean_by="H·W", var_by="H·W"),
-    Mistake(
-        "mean divided by N", f"its sum is divided by N; {ADDED}", also=[dict(mean_by="N", around=m) for m in MEANS]
-    ),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
     Mistake(
         "mean divided by H·W",
         f"its sum is divided by H·W; {ADDED}",
-        also=[dict(mean_by="H·W", around=m) for m in MEANS],
+        also=around_either(mean_by="H·W"),
     ),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", var_by="H·W"),

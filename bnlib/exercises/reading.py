@@ -8,8 +8,14 @@ LESSONS = {
     3: "03_batchnorm2d_loops",
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
+    6: "06_backward",
 }
 READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+    ("dgamma", 6, "dβ and dγ"),
+    ("dbeta", 6, "dβ and dγ"),
+    ("gamma", 6, "Three paths to x"),
+    ("epsilon", 6, "What BN lets through"),
+    ("n − 1", 6, "Three paths to x"),
     ("epsilon", 4, "ε inside the root"),
     ("epsilon", 1, "Standardise"),
     ("gradient", 2, "The gradient goes through the mean and the variance"),
@@ -24,7 +30,7 @@ READ = (  # (a word in a mistake's name, the lesson and section that explain it)
     ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
     ("attributes", 4, "Bug 2: the moving statistics are plain attributes"),
     ("saved", 4, "Bug 2: the moving statistics are plain attributes"),
-    ("(1, C, 1, 1)", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),
+    ("shaped", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),
     ("one value", 2, "What it refuses, and what the message means"),
     ("does not start", 1, "What the layer remembers"),
     ("training uses", 4, "Two modes, and three ways not to freeze"),

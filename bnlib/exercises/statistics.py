@@ -7,15 +7,22 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from .formula import batch, statistics
+from .formula import average, batch, cut, statistics
 from .judge import Case, Exercise, Mistake, one_of, rarely
-from .mistakes import AXES_4D, PIXELS, SQUARES, WRONG_AXES, axes_mistakes, of_parts
+from .mistakes import AXES_4D, PIXELS, RESHAPED, SQUARES, WRONG_AXES, around_either, axes_mistakes, of_parts
 from .reading import Place
 
 
-def channel_statistics(x, *, middle="mean", **knobs):
-    """Return mean and variance (C,) of x (N, C, *), bent by the knobs, which are those of `formula.statistics`."""
-    mean_dims, var_dims, mean, var = statistics(x, **knobs)
+def channel_statistics(x, *, over=None, laid="last", middle="mean", **knobs):
+    """Return mean and variance (C,) of x (N, C, *), bent by the knobs, which are those of `formula.statistics`.
+
+    over may also be a way of rearranging x first; laid: "keepdim" for statistics that keep the averaged axes
+    """
+    if isinstance(over, str):
+        x, over = cut(x, over), None
+    mean_dims, var_dims, mean, var = statistics(x, over=over, **knobs)
+    if laid == "keepdim":
+        return mean, var
     mean = x.movedim(1, 0).flatten(1).median(1).values if middle == "median" else mean.squeeze(mean_dims)
     return mean, var.squeeze(var_dims)
 
@@ -40,7 +47,6 @@ AXES_3D = {
 }
 POSITIONS = "all values of one channel share them: average over N and L, dim=(0, 2)"
 ADDED = "N·L numbers were added"
-MEANS = ("own mean", "true mean")
 MISTAKES = (
     Mistake(
         "unbiased variance",
@@ -57,20 +63,17 @@ MISTAKES = (
         order="var, mean",
     ),
     *axes_mistakes("NCL", AXES_3D, POSITIONS),
+    RESHAPED,
     *of_parts("sample", "position", "L"),
     Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake(
         "sum instead of mean",
         "the mean's sum is never divided by n = N·L",
-        also=[dict(mean_by="1", around=m) for m in MEANS],
+        also=around_either(mean_by="1"),
     ),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n, n = N·L", var_by="1"),
-    Mistake(
-        "mean divided by N", f"its sum is divided by N; {ADDED}", also=[dict(mean_by="N", around=m) for m in MEANS]
-    ),
-    Mistake(
-        "mean divided by L", f"its sum is divided by L; {ADDED}", also=[dict(mean_by="H·W", around=m) for m in MEANS]
-    ),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
+    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by L", f"its sum is divided by L; {ADDED}", var_by="H·W"),
     Mistake("both divided by N", f"the sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
@@ -78,7 +81,7 @@ MISTAKES = (
     Mistake(
         "mean divided by n − 1",
         "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-        also=[dict(mean_by="n - 1", around=m) for m in MEANS],
+        also=around_either(mean_by="n - 1"),
     ),
     Mistake("median instead of mean", "the first result is the median; asked for is the mean", middle="median"),
     SQUARES,
@@ -143,6 +146,7 @@ def running_stats(
     fixed=None,
     root="",
     entered="var",
+    added=0.0,
     laid="last",
     order="mean, var",
     **knobs,
@@ -154,11 +158,17 @@ def running_stats(
     mean_share, var_share   how old and new are put together
     fixed     the momentum that is always used
     root      of what the root is taken: "batch", "result"
-    entered   what enters the running variance
+    entered, added  what enters the running variance, and is added to it
     laid      where the channels lie in statistics that have too many axes
     """
     momentum = momentum if fixed is None else fixed
-    mean, var = channel_statistics(x, var_by=var_by, **knobs)
+    middle = knobs.pop("middle", "mean")
+    mean, var = channel_statistics(x, var_by=var_by, laid=laid, middle=middle, **knobs)
+    new_mean = moved(running_mean, mean, momentum, mean_share, laid)
+    if "running mean" in middle:
+        kept = new_mean if middle.startswith("new") else running_mean
+        dims = tuple(d for d in range(x.dim()) if d != 1)
+        var = average((x - kept.view(1, -1, *[1] * len(dims[1:]))) ** 2, dims, var_by).squeeze(dims)
     images, n = torch.tensor([len(x), x.numel() / x.shape[1]], dtype=torch.float64)  # as tensors, n / 0 is inf
     batch_factor = {
         "n/(n-1)": n / (n - 1),
@@ -169,9 +179,11 @@ def running_stats(
         "n/(n-2)": n / (n - 2),
     }.get(factor, 1.0)
     var = var * batch_factor
-    new_mean = moved(running_mean, mean, momentum, mean_share, laid)
+    if root == "mixed":
+        running_var, var = running_var.sqrt(), var.sqrt()
     var = mean if entered == "mean" else var.sqrt() if root == "batch" else var
     new_var = moved(running_var, var, momentum, var_share, laid)
+    new_var = new_var**2 if root == "mixed" else new_var + added
     if factor == "on all":
         new_var = new_var * n / (n - 1)
     if root == "result":
@@ -243,12 +255,12 @@ def fitted_shares(k, knob):
     """Return how to find the shares of old and new in the k-th result, by least squares over the inputs."""
 
     def fit(solve, answers, knobs, picks, constant=False):
-        if k not in picks or knob in knobs:
+        if k not in picks or {"mean_share", "var_share"} & knobs.keys():
             return None
-        rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers}
-        for case, outputs in answers:
+        rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers[:5]}
+        for case, outputs in answers[:5]:
             old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
-            bent = solve(case, {**knobs, knob: Shares(NONE, ALL)})
+            bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
             new = bent[k].double() if bent else received[:0]
             if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
                 return None
@@ -307,7 +319,7 @@ RUNNING_MISTAKES = (
     Mistake(
         "standard deviation instead of variance",
         "a standard deviation enters the running variance, or is returned; it is the variance that is averaged",
-        also=[dict(root="batch"), dict(root="result")],
+        also=[dict(root="batch"), dict(root="result"), dict(root="mixed")],
     ),
     Mistake(
         "wrong count in n / (n − 1)",
@@ -348,6 +360,23 @@ RUNNING_MISTAKES = (
         over=(0,),
         laid="first",
     ),
+    RESHAPED,
+    Mistake(
+        "epsilon in the running variance",
+        "{added:g} is added to the running variance; ε is added when it is used, under the root",
+        also=[dict(added=1e-5), dict(added=1e-3)],
+    ),
+    Mistake(
+        "statistics keep their axes",
+        "mean and variance are (1, C, 1, 1), so that beside the running ones, (C,), the results broadcast to another shape, "
+        "(1, C, 1, C)",
+        laid="keepdim",
+    ),
+    Mistake(
+        "variance around the running mean",
+        "the squares are taken of x − running mean, not of x − the batch's own mean",
+        also=[dict(middle="new running mean"), dict(middle="old running mean")],
+    ),
     *of_parts("image", "pixel", "H·W"),
     *rarely(
         Mistake("mean in place of the variance", "the batch's mean enters the running variance", entered="mean"),
@@ -355,13 +384,13 @@ RUNNING_MISTAKES = (
         Mistake(
             "sum instead of mean",
             "the mean's sum is never divided by n = N·H·W",
-            also=[dict(mean_by="1", around=m) for m in MEANS],
+            also=around_either(mean_by="1"),
         ),
         Mistake("sum instead of mean in the variance", f"the squares are summed, not averaged; {STORED}", var_by="1"),
         Mistake(
             "mean divided by n − 1",
             "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=[dict(mean_by="n - 1", around=m) for m in MEANS],
+            also=around_either(mean_by="n - 1"),
         ),
         Mistake("median instead of mean", "the median enters the running mean", middle="median"),
     ),
@@ -405,6 +434,7 @@ RUNNING_STATS = Exercise(
         images(3, 3, 1, 2, 1.0, 0.5, 1.0, torch.float32, 4),
         images(4, 2, 1, 1, 1.0, 2.0, 0.6, torch.float32, 5),
         images(1, 3, 2, 3, 1.0, 2.0, 0.6, torch.float32, 6),
+        images(3, 3, 2, 3, 0.01, 0.02, 0.4, torch.float64, 9),
         Case(LARGE_MEAN, "the mean is large", ill=True),
         Case(from_zero(images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float64, 8).arguments), plain=True),
     ),

@@ -11,6 +11,8 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "train_eval_gap": ("lesson04", "TrainEvalGap"),
     "train_it_yourself": ("lesson05", "TrainItYourself"),
     "inside_the_layers": ("lesson05", "InsideTheLayers"),
+    "three_paths": ("lesson06", "ThreePaths"),
+    "nudge": ("lesson06", "NudgeOne"),
 }
 __all__ = list(_HOME)
 

@@ -23,6 +23,8 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "three_paths": explore.three_paths,
+    "nudge": explore.nudge,
     "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
     "inside_the_layers": lambda: explore.inside_the_layers(
         [explore.inside_the_layers.record(lenet(seed=seed), IMAGES.train_images) for seed in range(3)]

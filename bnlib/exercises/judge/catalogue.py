@@ -17,7 +17,7 @@ class Mistake:
     free         the knob that may hold any number; it is solved for where none of the listed ones fits
     fit          fit(solve, answers, knobs, picks) -> further knobs, or None: how to find them from what an attempt
                  returned (`answers`: pairs of a Case and the results whose numbers are `picks`), beside the knobs
-                 found so far; solve(case, knobs) gives the formula's results
+                 found so far; solve(case, frozenset of knobs' items) gives the formula's results
     rare         tried together with few others where it has nothing to go by
     """
 

@@ -57,7 +57,7 @@ def diagnosed(exercise, seen):
         if values is not None:
             named[odd.name] = odd
     if values is None:
-        values = in_part(exercise, sets) or at_times(exercise, seen, wrong)
+        values = at_times(exercise, seen, wrong) or in_part(exercise, sets)
     if values is None:
         values = unexplained(exercise, seen, wrong, bool(named))
     found = [*named.values(), *values]
@@ -83,6 +83,9 @@ def explained(exercise, seen, sets):
     raised = [case for case in seen if seen[case].trouble and not breaks_down(exercise, case, bends)]
     if raised and (not mistakes or 2 * len(raised) >= len(seen)):
         return None
+    calm = [case for case in seen if seen[case].outputs and not case.ill]
+    if mistakes and not all(values_agree(exercise, seen[case], case, bends) for case in calm):
+        mistakes[-1] = Mistake(mistakes[-1].name, f"{mistakes[-1].cause} (an axis of size 1 is treated otherwise)")
     return mistakes if all_explained else [*mistakes, wrong_gradient(exercise, seen, bends)]
 
 
@@ -108,7 +111,9 @@ def in_part(exercise, sets):
     """Return the mistakes that explain some results, and which are left; None where that says nothing."""
     known = united(exercise, sets)
     unknown = [name for name, found in zip(exercise.results, sets, strict=True) if found is None]
-    return [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")] if known else None
+    if not known or not unknown:
+        return None
+    return [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")]
 
 
 def at_times(exercise, seen, wrong):

@@ -5,6 +5,7 @@ closest whatever brings them closer still. A number that is in no list is solved
 explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
 """
 
+from functools import cache
 from itertools import combinations, product
 
 import numpy as np
@@ -18,6 +19,7 @@ MOST = 4  # mistakes at once, that in a list come first and those solved for
 EVERYDAY = 3  # the catalogue's first entries, tried together with the rare ones too
 FAR = 30.0  # the distance of what cannot be compared
 PRECISION = 1e-6
+NEAR = np.log1p(1e-3 / PRECISION)  # worth a closer look
 
 
 def explanations(exercise, seen):
@@ -26,8 +28,11 @@ def explanations(exercise, seen):
     Few bends that give all at once come first; else each result is explained by itself.
     """
     results = range(len(exercise.results))
-    found = explanation(exercise, seen, most=MOST if len(results) == 1 else 3)
-    return [found] * len(results) if found or len(results) == 1 else [explanation(exercise, seen, (k,)) for k in results]
+    most = MOST if len(results) == 1 else MOST - 1
+    found = explanation(exercise, seen, most=most)
+    if found or len(results) == 1:
+        return [found] * len(results)
+    return [explanation(exercise, seen, (k,), most) for k in results]
 
 
 def explanation(exercise, seen, picks=None, most=MOST, pairs=True):
@@ -52,20 +57,30 @@ class Explainer:
         shown = {*self.telling, self.other}
         self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
+        small = {case for case in calm if min(case.main.shape) == 1}
+        self.small = small if 2 * len(small) <= len(calm) else set()
+        self.ordered = sorted(calm, key=lambda case: case in self.small)
+        self.but_for_small = None
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
 
     def run(self):
         """Return the fewest bends, or None."""
         with np.errstate(all="ignore"):
-            found = next((bends for bends in self.attempts() if bends is not None), None)
-            return None if found is None else self.simplest(found)
+            for bends in self.attempts():
+                found = self.but_for_small if bends is None else bends
+                simplest = None if found is None else self.simplest(found)
+                if simplest or bends is not None:
+                    return simplest
+                self.but_for_small = None  # it shows on small inputs alone, where it does not fit
+        return None
 
     def simplest(self, bends):
         """Return the bends without those that change nothing beside the others, and each with no knob too many."""
         for bend in bends:
             rest = tuple(other for other in bends if other is not bend)
             fewer = [(), *((less,) for less in self.bends if less.knobs.items() < bend.knobs.items())]
-            bends = next((simpler for less in fewer if self.agrees(simpler := (*rest, *less))), bends)
+            alike = (simpler for less in fewer if self.as_good(simpler := (*rest, *less), bends))
+            bends = next(alike, bends)
         return bends
 
     def attempts(self):
@@ -76,25 +91,36 @@ class Explainer:
         yield self.fitted([()])
         if self.most > 1:
             yield self.first(sets[pairs], distances[pairs])
-            yield self.fitted(sets[alone], numbers=False)
         plain = self.sketch((), self.case)
         self.bends = [bend for bend in self.bends if self.matters(bend, plain)]
-        beam = self.promising(sets[alone])
+        beam = [(), *((bend,) for bend in self.bends)]
+        if self.most > 1:
+            yield self.fitted(beam, numbers=False)
+        beam = self.promising(beam, self.plainest(beam))
         for _ in range(1, self.most):
             grown = self.grown(beam)
-            yield self.first(grown, np.array([self.distance(bends, self.case) for bends in grown]))
+            distances = self.plainest(grown)
+            close = [bends for bends, distance in zip(grown, distances, strict=True) if distance <= NEAR]
+            yield self.first(close, np.array([self.distance(bends, self.case) for bends in close]))
             yield self.fitted(beam)
-            beam = self.promising(grown)
+            beam = self.promising(grown, distances)
 
     def matters(self, bend, plain):
         """Return whether a bend changes the results picked on the case looked at first."""
         bent = self.sketch((bend,), self.case)
         return bent is None or any(not np.array_equal(bent[k], plain[k], equal_nan=True) for k in self.picks)
 
-    def promising(self, sets):
-        """Return the sets that come closest, on the plain inputs too, where other mistakes make no difference."""
-        promise = [sum(self.distance(bends, case) for case in self.telling) for bends in sets]
-        return [sets[i] for i in np.argsort(promise, kind="stable")[:BEAM]]
+    def plainest(self, sets):
+        """Return how far each set is on the plainest input, where the most mistakes make no difference."""
+        return np.array([self.distance(bends, self.telling[-1]) for bends in sets])
+
+    def promising(self, sets, distances):
+        """Return the sets that come closest: on the plainest input, then on all that are telling."""
+        ranking = np.argsort(distances, kind="stable")
+        bound = distances[ranking[:BEAM][-1:]].sum()
+        best = [i for i in ranking if distances[i] <= bound] + list(ranking[BEAM : 8 * BEAM])
+        others = {i: distances[i] + sum(self.distance(sets[i], case) for case in self.telling[:-1]) for i in best}
+        return [sets[i] for i in sorted(others, key=others.get)[:BEAM]]
 
     def table(self):
         """Return sets of mistakes, the smallest first, and how far each is from what was seen."""
@@ -136,15 +162,28 @@ class Explainer:
 
     def first(self, sets, distances):
         """Return the first of the sets of bends that gives every value, None if none does."""
-        near = np.log1p(1e-3 / PRECISION)
-        for i in np.flatnonzero(distances <= near):
-            if self.distance(sets[i], self.other) <= near and self.agrees(sets[i]):
+        for i in np.flatnonzero(distances <= NEAR):
+            if self.distance(sets[i], self.other) <= NEAR and self.agrees(sets[i]):
                 return sets[i]
         return None
 
     def agrees(self, bends):
-        """Return whether the bent formula gives what was seen on every calm case."""
-        return all(values_agree(self.exercise, self.calm[case], case, bends, self.picks) for case in self.calm)
+        """Return whether the bent formula gives what was seen on every calm case.
+
+        Many treat an axis of size 1 otherwise: what is wrong there alone is kept for when nothing better is found.
+        """
+        wrong = (
+            case for case in self.ordered if not values_agree(self.exercise, self.calm[case], case, bends, self.picks)
+        )
+        first = next(wrong, None)
+        if bends and first in self.small and self.but_for_small is None:
+            self.but_for_small = bends
+        return first is None
+
+    def as_good(self, simpler, bends):
+        """Return whether fewer bends give what was seen wherever these do."""
+        cases = self.ordered if bends is not self.but_for_small else [c for c in self.ordered if c not in self.small]
+        return all(values_agree(self.exercise, self.calm[case], case, simpler, self.picks) for case in cases)
 
     def grown(self, beam):
         """Return the sets of the beam with each compatible bend added, each set once."""
@@ -162,11 +201,11 @@ class Explainer:
         answers = [(case, [self.calm[case].outputs[k] for k in self.picks]) for case in self.calm]
         fits = [mistake for mistake in self.fits if mistake.fit or numbers]
         for bends in sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends)) if fits else ():
-            grown = [bends]
+            grown, solve = [bends], cache(lambda case, knobs: self.solve(case, dict(knobs)))
             for mistake in fits:
                 for so_far in list(grown):
                     if mistake.fit:
-                        knobs = mistake.fit(self.solve, answers, together(so_far), self.picks)
+                        knobs = mistake.fit(solve, answers, together(so_far), self.picks)
                     else:
                         knobs = self.solved(mistake, so_far)
                     if knobs:

@@ -23,19 +23,19 @@ from ..judge.diagnosis import (
     Unanswered,
     diagnosed,
     evidence,
-    explained,
     observed,
+    only,
 )
-from ..judge.explanation import explanation, explanations
+from ..judge.explanation import explanation
 from ..judge.guard import is_stub
+from ..judge.truth import is_right
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
 from . import mistakes as m
 from .modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE, UPDATED_IN_EVAL
-from .parts import AFFINE, ROLES, RUNNING, parts, roles
+from .parts import AFFINE, ROLES, RUNNING, parts, roles, told_by_training
 
 TORCHS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
-WITHOUT_NAME = {UNKNOWN, NOT_FINITE}
 PAST = batch((4, 3, 2, 2), 6, mean=2.0), batch((4, 3, 2, 2), 7, scale=3.0)
 BESIDE_NONE = {UNKNOWN, NOT_FINITE, m.EARLIER.name}  # what may well come from the others, and says nothing beside them
 
@@ -155,7 +155,8 @@ class Examination:
             return False
         lazy = any(map(nn.parameter.is_lazy, (*layer.parameters(), *layer.buffers())))
         new = {name: replace(part, tensor=part.tensor.detach().clone()) for name, part in parts(layer).items()}
-        y = self.tried(lambda: layer.train()(batch((4, 3, 2, 2), 0).requires_grad_() * 1), where="in train(), ")
+        far_below = batch((4, 3, 2, 2), 0, mean=-50.0).requires_grad_()
+        y = self.tried(lambda: layer.train()(far_below * 1), where="in train(), ")
         if self.found:
             return False
         if not isinstance(y, torch.Tensor):
@@ -165,6 +166,7 @@ class Examination:
             self.note([m.NOT_FORWARD])
         self.used, self.parts = layer, parts(layer) | new
         self.names = roles(self.parts, 3)
+        self.names |= told_by_training(new, parts(layer), self.names, 3)
         late = [name for name in self.names.values() if name not in new and self.parts[name].kind != "attribute"]
         if late:
             once = self.make
@@ -177,7 +179,9 @@ class Examination:
         """Name what is missing, kept in the wrong place, wrongly shaped, or starts elsewhere."""
         kinds = {role: self.parts[name].kind for role, name in self.names.items()}
         if not self.has(*RUNNING):
-            self.note([m.NO_RUNNING])
+            new, trained = (self.after(*past, (PAST[1], False)) for past in ((), [(PAST[0], True)]))
+            hidden = None not in (new, trained) and not alike(new[:1], trained[:1])
+            self.note([m.ATTRIBUTES if hidden else m.NO_RUNNING])
         for kind, mistake in (
             ("attribute", m.ATTRIBUTES),
             ("unsaved buffer", m.NOT_SAVED),
@@ -247,12 +251,15 @@ class Examination:
             return y
 
         exercise, seen = self.observed(TRAINING, training)
-        if self.has(*RUNNING) and explanation(exercise, seen, most=1, pairs=False) is None:
+        wrong = {case: observation for case, observation in seen.items() if not is_right(exercise, observation, case)}
+        if wrong and self.has(*RUNNING) and explanation(exercise, seen, most=1, pairs=False) is None:
             start = {role: torch.full((8,), ROLES[role][1]) for role in RUNNING}
             for source in (after, dict.fromkeys(after, start)):
-                found = self.as_evaluation(seen, source)
+                found = self.as_evaluation(wrong, source)
                 if found is not None:
-                    return self.note(found, evidence(exercise, next(iter(seen)), next(iter(seen.values()))))
+                    when = only(exercise, seen, list(wrong))
+                    found[0] = Mistake(found[0].name, f"{found[0].cause}.{when}")
+                    return self.note(found, evidence(exercise, *next(iter(wrong.items()))))
         return self.note(*diagnosed(exercise, seen))
 
     def as_evaluation(self, seen, statistics):
@@ -265,7 +272,11 @@ class Examination:
                 if len(mean) == c:
                     arguments = case.arguments | {"running_mean": mean, "running_var": var}
                     cases[Case(arguments)] = observation.with_outputs(observation.outputs)
-        bends = explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2, pairs=False) if cases else None
+        bends = (
+            explanation(replace(EVALUATION, cases=tuple(cases), tracked=()), cases, most=2, pairs=False)
+            if cases
+            else None
+        )
         return None if bends is None else [RUNS, *(bend.mistake for bend in bends)]
 
     def look_at_modes(self):
@@ -371,8 +382,24 @@ class Examination:
         self.note([m.FIRST_FOR_EVER] if alike([after[0]], [(PAST[1] - mean) / (var + 1e-5).sqrt()]) else [])
         return True
 
+    def changes_first(self):
+        """Return whether the first training batch enters statistics otherwise than it does from a mean 0 and variance 1."""
+
+        def from_start():
+            state = {role: torch.full((3,), ROLES[role][1]) for role in RUNNING}
+            y, after = called(self.make(3).train(), PAST[0].clone(), state, self)
+            return [after[role].detach().flatten() for role in RUNNING]
+
+        first = self.after((PAST[0], True))
+        expected, trouble = self.guard.call(from_start)
+        places = [list(self.names).index(role) + 1 for role in RUNNING]
+        return first is not None and not trouble and not alike([first[k].flatten() for k in places], expected)
+
     def look_at_evaluation_between(self):
         """Name a layer that evaluation spoils: for training, for one value per channel, before it was trained."""
+        late = [role for role in RUNNING if role not in self.starts]
+        if late and self.changes_first():
+            self.note([m.FIRST_BATCH])
         if self.untrained:
             self.note([m.UNTRAINED.worded(self.untrained.located)])
         elif self.value_in_evaluation and not {m.MODE.name, RAISES} & self.found.keys():

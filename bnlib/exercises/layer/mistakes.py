@@ -110,6 +110,11 @@ EARLIER = Mistake(
     "in train(), the same input with the same statistics gives something else from the second training batch on: look at what "
     "the layer keeps beside them",
 )
+FIRST_BATCH = Mistake(
+    "first batch enters otherwise",
+    "after the first training batch the running statistics are not what they become from a mean of 0 and a variance of 1: they "
+    "start as something else, or the first batch is stored in full",
+)
 FIRST_FOR_EVER = Mistake(
     "the first batch's statistics for ever",
     "from the second training batch on, the first batch's mean and variance still normalise; take each batch's own",

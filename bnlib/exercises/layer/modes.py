@@ -36,6 +36,14 @@ def evaluation_output(
         running_mean, running_var = RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1)
     if order == "before":
         x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
+    if stored.startswith("batch's"):
+        dims = tuple(d for d in range(x.dim()) if d != 1)
+        running_mean, running_var = (
+            (x.mean(dims), running_var) if "mean" in stored else (running_mean, x.var(dims, correction=0))
+        )
+    if stored == "corrected":
+        n = x.numel() / x.shape[1]
+        running_var = running_var * n / max(n - 1, 1)
     mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
     if stored == "swapped":
         mean, var = var, mean
@@ -62,12 +70,28 @@ UPDATED_IN_EVAL = Mistake(
 EVALUATES = (
     UPDATED_IN_EVAL,
     UNCHANGED,
+    Mistake(
+        "evaluation uses the batch's mean",
+        "eval() subtracts the batch's own mean, and divides by the running variance's root; both have to be the running ones",
+        stored="batch's mean",
+    ),
+    Mistake(
+        "evaluation uses the batch's variance",
+        "eval() subtracts the running mean, and divides by the batch's own variance's root; both have to be the running ones",
+        stored="batch's variance",
+    ),
+    Mistake(
+        "correction in evaluation",
+        "eval() multiplies the running variance by n / (n − 1), n of the batch to predict on: its answer depends on the batch's "
+        "size; the correction belongs to the update",
+        stored="corrected",
+    ),
     Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),
     Mistake("sign turned in evaluation", "eval() takes mean − x instead of x − mean", centre="mean minus x"),
     Mistake("not centred in evaluation", "eval() does not subtract the running mean", centre="none"),
     Mistake(
         "divided by the running variance",
-        "eval() divides by the running variance, not by its root",
+        "eval() divides by the running variance, a root is missing: divide by √(running_var + ε)",
         spread="variance",
     ),
     Mistake(
@@ -90,6 +114,8 @@ EVALUATES = (
 def is_of_both_modes(knobs):
     """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β, gradients."""
     common = {"place", "fixed", "order", "gamma_along", "beta_along"}
+    if knobs.get("order") in ("γ on x", "β divided"):
+        return False
     if "detached" in knobs:
         return set(knobs["detached"]) <= {"x", "gamma", "beta"}
     return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -29,7 +30,8 @@ class Part:
         if self.kind in ("parameter", "buffer", "unsaved buffer"):
             return {self.name: value}
         *owners, attribute = self.name.split(".")
-        setattr(layer.get_submodule(".".join(owners)), attribute, value)
+        owner = layer.get_submodule(".".join(owners))
+        setattr(owner, attribute, value.numpy() if isinstance(getattr(owner, attribute), np.ndarray) else value)
         return {}
 
     @property
@@ -47,6 +49,8 @@ def parts(layer):
         found.append(Part("unsaved buffer" if id(tensor) in unsaved else "buffer", name, tensor))
     for prefix, module in layer.named_modules():
         for name, value in {**vars(type(module)), **vars(module)}.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                value = torch.from_numpy(value)
             if isinstance(value, torch.Tensor):
                 found.append(Part("attribute", f"{prefix}.{name}".lstrip("."), value))
     return {part.name: part for part in found if not is_lazy(part.tensor) and part.tensor.is_floating_point()}
@@ -64,6 +68,19 @@ def roles(found, channels):
             if role and usual <= ((part.kind == "parameter") == (role in AFFINE)):
                 names.setdefault(role, part.name)
     return names
+
+
+def told_by_training(before, after, names, channels):
+    """Return the roles of statistics that no name tells: of a batch far below 0 the mean falls, and the variance grows."""
+    found = {}
+    for name, part in after.items():
+        start = before[name].tensor if name in before else torch.zeros(())
+        if name not in names.values() and part.kind != "parameter" and part.tensor.numel() == channels:
+            change = (part.tensor.detach() - start).sum()
+            role = RUNNING[int(change > 0)]
+            if change != 0 and role not in names:
+                found.setdefault(role, name)
+    return found
 
 
 def role_of(part):
