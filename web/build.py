@@ -31,8 +31,8 @@ REWORDED = {  # what only fits a notebook -> what fits a page; each must be foun
     "05_lenet_gpu": (
         (
             "It trains on the digits, in the background, so the notebook stays yours.",
-            "In the notebook it trains on the digits, in the background. On this page *Start* shows trainings that were "
-            "recorded, each beside the same one with or without BN.",
+            "In the notebook it trains on the digits, in the background. On this page *Start* shows trainings that "
+            "were recorded, each beside the same one with or without BN.",
         ),
     ),
 }
@@ -78,7 +78,7 @@ def build(out):
 
 
 def lesson_page(name, lesson, figures):
-    """Return a lesson (a notebook, as JSON has it) for a page: explorers alive, a quiz after each exercise's solution."""
+    """Return a lesson, a notebook as JSON has it, for a page: explorers alive, a quiz after an exercise's solution."""
     text = "".join(line for cell in lesson["cells"] for line in cell["source"])
     missing = [old for old, _ in REWORDED.get(name, ()) if old not in text]
     if missing:

@@ -45,7 +45,7 @@ class Figures:
         Raises ValueError, naming cell or explorer, if it is no plain call, if its arguments were not recorded, or if it
         cannot be packed.
         """
-        made = self._made(lesson, source)
+        made = self.made(lesson, source)
         name = f"{made['name']}-{hashlib.sha256(made['pack'].encode()).hexdigest()[:8]}"
         (self.static / "packs" / f"{name}.js").write_text(f'explorerPack("{made["pack"]}")', encoding="utf-8")
         (self.static / "stills" / f"{name}.png").write_bytes(base64.b64decode(made["still"]))
@@ -59,7 +59,7 @@ class Figures:
             f"<figcaption>{html.escape(made['caption'])}</figcaption></figure>"
         ), made["caption"]
 
-    def _made(self, lesson, source):
+    def made(self, lesson, source):
         kept = self.kept / f"{depends_on(lesson, source)}.json"
         if kept.exists():
             return json.loads(kept.read_text(encoding="utf-8"))
@@ -80,6 +80,7 @@ class Figures:
             "form": pack.form(),
             "caption": pack.caption,
             "size": contents["size"],
+            "stops": pack.stops,
             "letters": {face: "".join(sorted(set(text))) for face, text in letters.items()},
         }
         part = kept.with_suffix(".part")

@@ -1,6 +1,6 @@
 """An explorer for a page without Python: every state of its controls, drawn and put into words by its own code.
 
-`Pack(explorer)` goes through the grid of stops that the explorer declares. `contents()` is what the page's script reads,
+`Pack(explorer)` goes through the stops that the explorer declares. `contents()` is what the page's script reads,
 `form()` the controls as HTML, with the words of the notebook.
 """
 
@@ -248,7 +248,7 @@ class Pack:
     def _fewer(self):
         """Return a line that says what moves more freely in the notebook; nothing if nothing does."""
         fewer = []
-        for (name, stops), control in zip(self.stops.items(), self.controls.values(), strict=True):
+        for stops, control in zip(self.stops.values(), self.controls.values(), strict=True):
             every = len(values_of(control))
             if 1 == len(stops) < every:
                 fewer.append(f"{control.description} stays at {readout(control, stops[0])}")

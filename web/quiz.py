@@ -1,6 +1,6 @@
-"""Which mistake is it? Answers as readers write them, four names to choose from, behind each what speaks for or against it.
+"""Which mistake is it? Answers as readers write them, four names to choose from, behind each what speaks for it or not.
 
-The answers are those that the tests pin to a mistake (tests/attempts.txt); the verdict behind the right name is `check`'s.
+The answers are those that the tests pin to a mistake (tests/attempts.txt); behind the right name stands `check`'s verdict.
 """
 
 import html

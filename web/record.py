@@ -2,7 +2,7 @@
 
     ["p", style, [[closed, places], ...]]                    paths: their corners
     ["m", style, marker, places]                             one marker at many places
-    ["c", x, y, colours]                                     cells of an image: edges across and down, colours row by row
+    ["c", x, y, colours]                                     an image's cells: edges across and down, colours by row
     ["t", font, colour, anchor, angle, x, y, words]          a text, its anchor on the baseline
 
 Places and edges are in quarters of a pixel from the left top corner; of places all x stand before all y, each as its

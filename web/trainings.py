@@ -1,4 +1,4 @@
-"""The trainings that `train_it_yourself` plays back where no Python runs: `python web/trainings.py` trains what is missing.
+"""The trainings that `train_it_yourself` plays back on a page: `python -m web.trainings` trains what is missing.
 
 Every setting of the explorer's grid is trained once, on the digits, by the very function that the notebook's button
 calls; an hour or less on one core. What is done stays done: each training is stored when it is over.
@@ -14,6 +14,8 @@ import torch
 from bnlib.explore.base import button, choice
 from bnlib.explore.lesson05 import Run, TrainItYourself, train
 
+from .pack import values_of
+
 STORED = Path(__file__).parent / "recorded" / "trainings.json"
 CURVES = "losses", "train_accuracy", "test_accuracy"
 
@@ -21,12 +23,17 @@ CURVES = "losses", "train_accuracy", "test_accuracy"
 class RecordedTrainings(TrainItYourself):
     """The explorer `train_it_yourself` with recorded trainings: Start shows one, beside the same with or without BN.
 
-    Raises KeyError for settings that were not recorded.
+    Raises ValueError if settings of the grid were not recorded.
     """
 
     def __init__(self):
         self._recorded = {key(run.settings): run for run in recorded()}
         super().__init__()
+        missing = [settings for settings in every(self.controls) if key(settings) not in self._recorded]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} trainings are not recorded, {missing[0]}; `python -m web.trainings` does it"
+            )
         shown = choice("Training", False, [("not started", False), ("recorded", True)], tooltips=["", ""])
         shown.layout.display = "none"  # Start moves it
         shown.observe(self._changed, "value")
@@ -53,6 +60,12 @@ def key(settings):
     return tuple(value for name, value in settings.items() if name != "momentum" or settings["norm"] != "none")
 
 
+def every(controls):
+    """Return the settings of all trainings of the grid."""
+    stops = [TrainItYourself.grid.get(name) or values_of(control) for name, control in controls.items()]
+    return [dict(zip(controls, values, strict=True)) for values in itertools.product(*stops)]
+
+
 def recorded():
     """Return the stored trainings, a list of `Run`."""
     if not STORED.exists():
@@ -64,11 +77,8 @@ def recorded():
 def main():
     """Train what is missing of the grid, and store it."""
     torch.set_num_threads(1)
-    controls, done = TrainItYourself().controls, recorded()
-    grid = TrainItYourself.grid
-    stops = [grid.get(name, getattr(control, "_options_values", None)) for name, control in controls.items()]
-    for values in itertools.product(*stops):
-        settings = dict(zip(controls, values, strict=True))
+    done = recorded()
+    for settings in every(TrainItYourself().controls):
         if any(key(settings) == key(run.settings) for run in done):
             continue
         run = Run(settings)
