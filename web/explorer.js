@@ -7,7 +7,7 @@ const QUARTERS = 4, FINE = 16; // steps a pixel, of places and of a marker's out
 function path([closed, d], unit) {
   const made = new Path2D(), n = d.length / 2;
   for (let i = 0, x = 0, y = 0; i < n; i++) {
-    x += d[i]; y += d[n + i];
+    [x, y] = [x + d[i], y + d[n + i]];
     i ? made.lineTo(x / unit, y / unit) : made.moveTo(x / unit, y / unit);
   }
   if (closed) made.closePath();
@@ -17,10 +17,9 @@ function path([closed, d], unit) {
 function hatched(c, shape, [colour, width], [across, down]) {
   c.save();
   c.clip(shape);
-  Object.assign(c, {strokeStyle: colour, lineWidth: width});
   c.beginPath();
   for (let x = -down; x < across; x += 100 / 6) { c.moveTo(x, down); c.lineTo(x + down, 0); }
-  c.stroke();
+  Object.assign(c, {strokeStyle: colour, lineWidth: width}).stroke();
   c.restore();
 }
 
@@ -115,10 +114,8 @@ function bring(figure, pack) {
   };
   const play = on => {
     const button = form.querySelector("[data-play]"), [slider] = inputs;
-    clearInterval(clock);
-    clock = 0;
-    if (!button) return;
-    button.textContent = on ? "Pause" : "Play";
+    clock = clearInterval(clock);
+    if (button) button.textContent = on ? "Pause" : "Play";
     if (!on) return;
     if (slider.value === slider.max) slider.value = 0;
     const speed = form.elements.namedItem("speed");
@@ -141,17 +138,14 @@ function bring(figure, pack) {
     if ("again" in dataset) { again = (again + 1) % pack.draws; update(); }
     if ("play" in dataset) play(!clock);
     if (!("to" in dataset)) return;
-    const to = pack.buttons[dataset.to][state()], [beside, near, readouts] = to < 0 ? pack.beside[-1 - to] : [];
-    put(to < 0 ? near : to);
+    const to = pack.buttons[dataset.to][state()], [beside, near = to, readouts] = pack.beside[-1 - to] ?? [];
+    put(near);
     update();
     if (to < 0) show(beside, readouts);
   });
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", "The picture that the caption describes");
-  canvas.style.aspectRatio = pack.size.join(" / ");
+  Object.assign(canvas, {role: "img", ariaLabel: figure.querySelector("img").alt}).style.aspectRatio = pack.size.join(" / ");
   figure.querySelector("img").replaceWith(canvas);
-  caption.setAttribute("role", "status");
-  caption.setAttribute("aria-live", "polite");
+  Object.assign(caption, {role: "status", ariaLive: "polite"});
   new ResizeObserver(paint).observe(canvas);
   form.firstElementChild.disabled = false;
   figure.dataset.live = "";

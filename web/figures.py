@@ -60,6 +60,7 @@ class Figures:
         ), made["caption"]
 
     def made(self, lesson, source):
+        """Return what `figure` is made of, a dict: from the folder of what is kept, or made now and kept there."""
         kept = self.kept / f"{depends_on(lesson, source)}.json"
         if kept.exists():
             return json.loads(kept.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """Which mistake is it? Answers as readers write them, four names to choose from, behind each what speaks for it or not.
 
-The answers are those that the tests pin to a mistake (tests/attempts.txt); behind the right name stands `check`'s verdict.
+The answers are those that the tests pin to a mistake, tests/attempts.txt; behind the right name stands the verdict.
 """
 
 import html
@@ -37,12 +37,13 @@ def attempts():
 
 
 def quiz(exercise):
-    """Return the questions on an exercise as HTML, at most `MOST`; an empty list if no attempts at it are kept.
+    """Return the questions on an exercise as HTML, at most `MOST`; an empty list where none can be asked.
 
-    Raises ValueError if there are attempts, and fewer than `LEAST` questions come of them.
+    A question needs attempts at it, and a formula that can be bent into other mistakes. Raises ValueError if there are
+    both, and fewer than `LEAST` questions come of them.
     """
     chance, asked, made = random.Random(exercise), set(), []
-    written = attempts().get(exercise, [])
+    written = attempts().get(exercise, []) if hasattr(EXERCISES[exercise], "formula") else []
     for code, name in written:
         if name in asked or len(made) == MOST:
             continue

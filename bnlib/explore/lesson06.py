@@ -195,6 +195,7 @@ class NudgeOne(Explorer):
 
     name = "nudge"
     size = (6.8, 3.9)
+    grid: ClassVar = {}
 
     def __init__(self):
         steps = [(f"{step:+g}".replace("-", "−"), step) for step in (-1000, -10, -3, -1, 0, 0.5, 1, 2, 3, 10, 1000)]
