@@ -156,6 +156,8 @@ def main():
         build(out)
     except ValueError as error:
         sys.exit(f"The site is not built. {error}")
+    except subprocess.CalledProcessError:
+        sys.exit("The site is not built. Sphinx found the faults above.")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB; open index.html")
 

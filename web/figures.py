@@ -94,7 +94,7 @@ class Figures:
         folder = Path(mpl.get_data_path()) / "fonts" / "ttf"
         for face, file in FACES.items():
             font = TTFont(folder / f"{file}.ttf")
-            subsetter = subset.Subsetter(subset.Options(layout_features=["kern"], hinting=False))
+            subsetter = subset.Subsetter(subset.Options(layout_features=["kern"], hinting=False, drop_tables=["FFTM"]))
             subsetter.populate(text="".join(sorted(self._letters[face])))
             subsetter.subset(font)
             font.flavor = "woff"

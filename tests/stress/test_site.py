@@ -137,9 +137,7 @@ def test_no_link_is_dead(site):
             file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if file.is_dir():
                 file /= "index.html"
-            if not file.exists():
-                dead.append((path.name, target))
-            elif (
+            if not file.exists() or (
                 parts.fragment and file.suffix == ".html" and f'id="{unquote(parts.fragment)}"' not in file.read_text()
             ):
                 dead.append((path.name, target))
