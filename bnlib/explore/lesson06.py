@@ -1,6 +1,7 @@
 """The explorers of lesson 06: what BN takes away from a gradient, and whose output moves when one value does."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from matplotlib.collections import LineCollection, PolyCollection
@@ -96,6 +97,7 @@ class ThreePaths(Explorer):
 
     name = "three_paths"
     size = (6.8, 4.6)
+    grid: ClassVar = {"gamma": [-6.0, -4.0, -2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
 
     def __init__(self):
         controls = {
@@ -193,6 +195,7 @@ class NudgeOne(Explorer):
 
     name = "nudge"
     size = (6.8, 3.9)
+    grid: ClassVar = {}
 
     def __init__(self):
         steps = [(f"{step:+g}".replace("-", "−"), step) for step in (-1000, -10, -3, -1, 0, 0.5, 1, 2, 3, 10, 1000)]
