@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import erf
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class WhoIsInTheBatch(Redrawn):
 
     name = "who_is_in_the_batch"
     size = (6.8, 3.9)
+    grid: ClassVar = {"n": [2, 4, 8, 16, 32, LARGEST], "share": [*range(0, 101, 10)], "distance": [1.0, 2.0, 4.0, 6.0]}
 
     def __init__(self):
         controls = {
@@ -189,6 +191,7 @@ class WhatANormDoesNotSee(Explorer):
 
     name = "what_a_norm_does_not_see"
     size = (6.8, 3.3)
+    grid: ClassVar = {}
 
     def __init__(self):
         controls = {

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,11 @@ class OtherData(Redrawn):
 
     name = "other_data"
     size = (6.8, 4.3)
+    grid: ClassVar = {
+        **{"brightness": [-0.25, 0.0, 0.25], "contrast": [0.25, 0.5, 1.0, 1.5], "noise": [0.0, 0.3, 0.6]},
+        **{"share": [0.0, 0.5, 1.0], "size": [2, 8, 32, 128]},
+    }
+    draws = 1
 
     def __init__(self):
         controls = {
