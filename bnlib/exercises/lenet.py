@@ -9,9 +9,9 @@ does not fit, one that does stands in, and what comes behind it is judged, too.
 import copy
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise, product, takewhile
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -156,31 +156,26 @@ RUNNING, AFFINE = ("running_mean", "running_var"), ("weight", "bias")
 KEYS = dict(zip(("running mean", "running variance", "gamma", "beta"), (*RUNNING, *AFFINE), strict=True))
 
 
-@dataclass
-class Call:
-    """A call of a layer: its kind and name in words, input and output, the tensors and settings it works with.
+class Call(SimpleNamespace):
+    """A call of a layer: its `kind`, the `layer` or its function's name, input x and output y, `name` in the network.
 
+    given    {key: value} of the tensors and settings that it works with
     running  (mean, variance) before and after, None for each that there is not
     error    what was raised, where another layer stands in
-    name     what it is in the network
     """
 
-    kind: str
-    layer: object
-    x: torch.Tensor
-    y: torch.Tensor
-    given: dict
-    running: tuple
-    error: str
-    name: str = ""
+    @property
+    def sizes(self):
+        """The numbers of inputs and outputs, None of a norm."""
+        return None if "norm" in self.kind else (self.weight.shape[1] * self.given.get("groups", 1), len(self.weight))
 
-    def __post_init__(self):
-        self.weight, self.sizes = self.given.get("weight"), None
-        self.label = type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
-        if "norm" not in self.kind:
-            after, before, *kernel = self.weight.shape
-            self.sizes = before * self.given.get("groups", 1), after
-            self.label = f"Conv2d {before}→{after}, k={kernel[0]}" if kernel else f"Linear {before}→{after}"
+    @property
+    def label(self):
+        """The layer in the words of the table."""
+        if "norm" in self.kind:
+            return type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
+        kernel = [f", k={size}" for size in self.weight.shape[2:3]]
+        return "{} {}→{}{}".format("Conv2d" if kernel else "Linear", *self.sizes, "".join(kernel))
 
 
 class Watch(TorchFunctionMode):
@@ -197,11 +192,10 @@ class Watch(TorchFunctionMode):
         self.calls, self.odd, self.last, self.inside = [], [], None, False
 
         def call():
+            stand_ins = [patch.object(n, "forward", partial(self.record, "norm", n, n.forward, {})) for n in norms]
+            stand_ins += [patch("bnlib.batch_norm", F.batch_norm), torch.compiler.set_stance("force_eager")]
             with ExitStack() as stack:
-                for norm in norms:
-                    stack.enter_context(patch.object(norm, "forward", partial(self.norm, norm, norm.forward)))
-                stack.enter_context(patch("bnlib.batch_norm", F.batch_norm))  # so that it is seen
-                for context in (torch.compiler.set_stance("force_eager"), torch.set_grad_enabled(grad), self):
+                for context in (*stand_ins, torch.set_grad_enabled(grad), self):
                     stack.enter_context(context)
                 return model(images.clone())
 
@@ -221,7 +215,7 @@ class Watch(TorchFunctionMode):
             kind, names = WATCHED[func]
             given = dict(zip(names.split(), args, strict=False)) | kwargs
             x = given.pop("x" if "x" in given else "input")
-            return self.record(kind, name, partial(func, *args, **kwargs), x, given)
+            return self.record(kind, name, lambda _: func(*args, **kwargs), given, x)
         try:
             self.last = func(*args, **kwargs)
         except RuntimeError as error:
@@ -232,12 +226,10 @@ class Watch(TorchFunctionMode):
             self.last = args[0].flatten(1)
         return self.last
 
-    def norm(self, norm, forward, x, *more):
-        """Stand in for the forward of a norm."""
-        return forward(x, *more) if self.inside else self.record("norm", norm, partial(forward, x, *more), x, {})
-
-    def record(self, kind, layer, call, x, given):
+    def record(self, kind, layer, forward, given, x, *more):
         """Record a call and return what it gives; what one that fits would give if it raises an error for its sizes."""
+        if self.inside:
+            return forward(x, *more)
 
         def held():
             own = parts(layer) if isinstance(layer, nn.Module) else {}
@@ -246,33 +238,33 @@ class Watch(TorchFunctionMode):
         def running():
             return [part if part is None else part.detach().double().flatten() for part in map(held().get, RUNNING)]
 
-        start, before, given, error, self.inside = x.detach().clone(), running(), held(), "", True
+        call = Call(kind=kind, layer=layer, x=x.detach().clone(), given=held(), name="", error="")
+        before, call.weight, self.inside = running(), call.given.get("weight"), True
         try:
-            y = call()
+            y = forward(x, *more)
             if "norm" in kind and y.shape != x.shape:
                 raise ValueError(f"the result has shape {tuple(y.shape)}")
         except Exception as raised:
-            trouble = what_was_raised(raised)
-            y, error = fitting(kind, x, given), trouble.located
+            trouble, y = what_was_raised(raised), fitting(call, x)
             if y is None or trouble.kind == "unanswered":
                 raise
+            call.error = trouble.located
         finally:
             self.inside = False
-        self.calls.append(Call(kind, layer, start, y.detach().clone(), given, (before, running()), error))
-        self.last = y
+        call.y, call.running, self.last = y.detach().clone(), (before, running()), y
+        self.calls.append(call)
         return y
 
 
-def fitting(kind, x, given):
+def fitting(call, x):
     """Return what a layer of the right size gives for x, None if its size is not why it raised an error."""
-    weight = given.get("weight")
-    if kind == "norm":
+    if call.kind == "norm":
         return F.batch_norm(x, None, None, training=True)
-    if kind == "linear layer" and x.dim() > 1 and (x.dim() > 2 or x.shape[1] != weight.shape[1]):
-        return nn.Linear(x[0].numel(), len(weight))(x.flatten(1))
-    if kind == "convolution" and x.dim() == 4 and x.shape[1] != weight.shape[1] * given.get("groups", 1):
-        kernel, stride, padding = weight.shape[2:], given.get("stride", 1), given.get("padding", 0)
-        return nn.Conv2d(x.shape[1], len(weight), kernel, stride, padding)(x)
+    if call.kind == "linear layer" and x.dim() > 1 and (x.dim() > 2 or x.shape[1] != call.sizes[0]):
+        return nn.Linear(x[0].numel(), call.sizes[1])(x.flatten(1))
+    if call.kind == "convolution" and x.dim() == 4 and x.shape[1] != call.sizes[0]:
+        settings = [call.given.get(name, usual) for name, usual in (("stride", 1), ("padding", 0))]
+        return nn.Conv2d(x.shape[1], call.sizes[1], call.weight.shape[2:], *settings)(x)
     return None
 
 
@@ -294,11 +286,7 @@ def norms_of(model):
 
 
 class Findings(dict):
-    """Mistakes by name, each with its cause and the places where it shows; `ways`: the steps that were found before."""
-
-    def __init__(self):
-        super().__init__()
-        self.ways = {}
+    """Mistakes by name, each with its cause and the places where it shows."""
 
     def note(self, name, at="", cause=None):
         """Add a mistake, or one more place of it, or nothing if it is known."""
@@ -319,7 +307,7 @@ def listed(places):
     return " ".join([*same, f"{', '.join(most)} and {last}" if most else last]).strip()
 
 
-def look(watch, images, findings):
+def look(watch, images, findings, ways):
     """Note what is wrong in what a watch saw; return what it saw as text, in the words of the table."""
     note, calls, lines = findings.note, watch.calls, []
     known = {id(parameter) for parameter in watch.model.parameters()}
@@ -343,7 +331,7 @@ def look(watch, images, findings):
     if at and at[0] > 0:
         note("batch norm on the images")
     for row, piece, following in pieces:
-        steps, strange = between(row, piece, following, watch, findings, lines)
+        steps, strange = between(row, piece, following, watch, ways, note, lines)
         for norm in piece[1:]:
             look_at_norm(norm, watch, findings)
             if sum(norm.weight is other.weight is not None for other in calls) > 1:
@@ -359,8 +347,11 @@ def look(watch, images, findings):
     )
 
 
-def between(row, calls, following, watch, findings, lines):
-    """Return the names of the steps behind a layer, among them its norms, and whether there are others, unknown."""
+def between(row, calls, following, watch, ways, note, lines):
+    """Return the names of the steps behind a layer, among them its norms, and whether there are others, unknown.
+
+    calls  of the layer and its norms; ways: {name of a call: the steps that were found behind it before}
+    """
     steps, so_far, strange = [], [], False
     for i, (call, after) in enumerate(zip(calls, [*calls[1:], *(following or [None])], strict=True)):
         steps = steps + ["batch norm"] * (i > 0)
@@ -369,19 +360,17 @@ def between(row, calls, following, watch, findings, lines):
         target = after.x if after else watch.last if watch.trouble else watch.output
         if target is None:
             return steps, True
-        usual = findings.ways.get(call.name, ())
-        ways = ((before, leading(y, target, usual)) for y, before in reversed(so_far))
-        before, way = next(((before, way) for before, way in ways if way is not None), (steps, None))
-        if way is None:
-            strange = True
-            if after or (row == LAST and target.shape == (len(call.x), 10)):
-                findings.note(UNKNOWN, f"{call.name} and {after.name if after else 'the output'}")
+        usual, found = ways.get(call.name, ()), reversed(so_far)
+        found = ((before, way) for y, before in found if (way := leading(y, target, usual)) is not None)
+        before, way = next(found, (steps, None))
+        if way is None and (after or (row == LAST and target.shape == (len(call.x), 10))):
+            note(UNKNOWN, f"{call.name} and {after.name if after else 'the output'}")
         if before is not steps:
-            findings.note("result not used", call.name)
-        lines += way or []
-        names = [name for name, _ in way or []]
-        findings.ways.setdefault(call.name, [name for name in names if name in POOLS or name in ACTIVATIONS])
-        steps = before + names
+            note("result not used", call.name)
+        strange, way = strange or way is None, way or []
+        ways.setdefault(call.name, [name for name, _ in way if name in POOLS or name in ACTIVATIONS])
+        lines += way
+        steps = before + [name for name, _ in way]
     return steps, strange
 
 
@@ -476,14 +465,14 @@ def look_at_norm(call, watch, findings):
         return note(what, f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}")
     kept, own = all(part is not None for part in statistics), parts(norm) if norm in watch.norms else {}
     kinds = {key: own[part].kind for key, part in watch.norms.get(norm, {}).items() if part in own}
-    if affine == [None, None]:
-        note("batch norm without gamma and beta", name)
-    if any(kinds.get(key, "parameter") != "parameter" for key in AFFINE):
-        note("gamma and beta are no parameters", name)
-    if "attribute" in map(kinds.get, RUNNING):
-        note("plain attributes", name)
-    if not kept:
-        note("batch norm without running statistics", name)
+    for mistake, shows in {
+        "batch norm without gamma and beta": affine == [None, None],
+        "gamma and beta are no parameters": {kinds.get(key, "parameter") for key in AFFINE} != {"parameter"},
+        "plain attributes": "attribute" in map(kinds.get, RUNNING),
+        "batch norm without running statistics": not kept,
+    }.items():
+        if shows:
+            note(mistake, name)
     if not fits:
         return None
 
@@ -511,11 +500,11 @@ def look_at_norm(call, watch, findings):
     rows = x.movedim(1, -1).flatten(0, -2)
     way = rows.mean(0) - mean
     share = ((new_mean - mean) @ way / (way @ way)).item()
-    variances = {correction: var.lerp(rows.var(0, correction=correction), share) for correction in (1, 0)}
-    nearest = min(variances, key=lambda correction: (variances[correction] - new_var).abs().max())
-    if not close(mean + share * way, new_mean) or not close(variances[nearest], new_var):
+    unbiased, biased = (var.lerp(rows.var(0, correction=correction), share) for correction in (1, 0))
+    nearer = min(unbiased, biased, key=lambda value: (value - new_var).abs().max())
+    if not close(mean + share * way, new_mean) or not close(nearer, new_var):
         return note("running statistics of a batch norm", name)
-    if nearest == 0:
+    if nearer is biased:
         note("biased running variance", name)
     if abs(share - 0.1) > 2e-3:
         note("momentum of batch norm", f"{share:.3g} of a batch enters {name}")
@@ -549,7 +538,7 @@ class Lenet:
 
     def examine(self, guard, attempt):
         """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
-        findings, seen = Findings(), []
+        findings, ways, seen = Findings(), {}, []
         note, model = findings.note, made(guard, attempt, findings.note)
         if model is None:
             return findings.mistakes(), {}
@@ -559,7 +548,7 @@ class Lenet:
             watch = Watch(guard, model, norms, images, training, grad)
             if not watch.trouble:
                 watch.output = read(watch.output, note)
-            seen.append(look(watch, images, findings))
+            seen.append(look(watch, images, findings, ways))
             if watch.trouble:
                 if watch.trouble.kind == "unanswered":
                     raise Unanswered
