@@ -6,7 +6,7 @@ Each is a layer that runs; that it has just the bug it should have is what `chec
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import torch
@@ -161,17 +161,15 @@ class Bug:
         return f"{code}<p>Layer {self.letter} has one bug. Which?</p><ul>{names}</ul>"
 
 
-BUGS = {
-    bug.letter: bug
-    for bug in (
-        Bug("A", LayerA, "unbiased variance"),
-        Bug("B", LayerB, "momentum reversed"),
-        Bug("C", LayerC, "epsilon outside the root"),
-        Bug("D", LayerD, "beta before gamma"),
-        Bug("E", LayerE, "mean and variance detached from the gradient"),
-        Bug("F", LayerF, "running statistics updated in eval"),
-    )
+ANSWERS = {
+    LayerA: "unbiased variance",
+    LayerB: "momentum reversed",
+    LayerC: "epsilon outside the root",
+    LayerD: "beta before gamma",
+    LayerE: "mean and variance detached from the gradient",
+    LayerF: "running statistics updated in eval",
 }
+BUGS = {layer.__name__[-1]: Bug(layer.__name__[-1], layer, answer) for layer, answer in ANSWERS.items()}
 
 
 class SpotTheBug:
@@ -206,17 +204,8 @@ class SpotTheBug:
             return Verdict(self.name, True, lines)
         wrong = next(letter for letter, (result, _) in judged.items() if not result)
         shown = LAYER.judge(BUGS[wrong].layer)
-        return Verdict(
-            self.name,
-            False,
-            lines,
-            (f"another bug in layer {wrong}",),
-            read=shown.read,
-            example=shown.example,
-            expected=shown.expected,
-            received=shown.received,
-            shown=shown.shown,
-        )
+        names = (f"another bug in layer {wrong}",)
+        return replace(shown, exercise=self.name, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""

@@ -74,8 +74,7 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "batch norm after the pooling": "behind {at}, it stands after activation and pooling; its place is before them",
     "pooling before batch norm": "behind {at}, the pooling comes before the batch norm; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
-    "two batch norms in a row": "they follow {at}; the table has one there",
-    "one batch norm too many": "more than one follows {at}; the table has one there",
+    "one batch norm too many": "two or more follow {at}; the table has one there",
     "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
     AXES: "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear layer, (B, C), BatchNorm1d",
     "another normalization": "there is {at}; the table has batch norm",
@@ -97,11 +96,11 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
 
 # ---- what may lie between two layers
 
-AXES_OF = {"": 1, " over the batch": 0, " over the last axis": -1}
+OVER = (("", 1), (" over the batch", 0))
 OTHERS = "ReLU6, GELU, SiLU, ELU, SELU, Mish, softplus, softsign, log sigmoid, hard sigmoid, hard tanh, hard swish"
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "ReLU": torch.relu, "tanh": torch.tanh}  # common ones first
-ACTIVATIONS |= {f"softmax{over}": partial(F.softmax, dim=axis) for over, axis in AXES_OF.items()}
-ACTIVATIONS |= {f"log softmax{over}": partial(F.log_softmax, dim=axis) for over, axis in AXES_OF.items()}
+ACTIVATIONS |= {f"softmax{over}": partial(F.softmax, dim=axis) for over, axis in OVER}
+ACTIVATIONS |= {f"log softmax{over}": partial(F.log_softmax, dim=axis) for over, axis in OVER}
 ACTIVATIONS |= {"LeakyReLU": F.leaky_relu, "PReLU": partial(F.leaky_relu, negative_slope=0.25)}
 ACTIVATIONS |= {f"LeakyReLU of slope {slope}": partial(F.leaky_relu, negative_slope=slope) for slope in (0.1, 0.2)}
 ACTIVATIONS |= {name: getattr(F, name.lower().replace(" ", "")) for name in OTHERS.split(", ")}
@@ -207,10 +206,9 @@ class Watch(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         if "dropout" in name:
-            before = args[0].clone()
-            if not torch.equal(func(*args, **kwargs), before):
-                self.odd.append(("dropout added", f"there is a {name}"))
-            return before
+            if not torch.equal(func(args[0].clone(), *args[1:], **kwargs), args[0]):
+                self.odd.append(("dropout added", f"there is {name}"))
+            return args[0]
         if func in WATCHED:
             kind, names = WATCHED[func]
             given = dict(zip(names.split(), args, strict=False)) | kwargs
@@ -419,7 +417,6 @@ def look_between(row, name, steps, strange, cut, note):
     acts, pools = ([step for step in steps if step in known] for known in (ACTIVATIONS, POOLS))
     before = steps[: steps.index("batch norm")] if norms else []
     act, pool = (any(step in before for step in found) for found in (acts, pools))
-    twice = ("batch norm", "batch norm") in pairwise(steps)
     for mistake, shows in {
         "channels last when flattened": "channels last" in steps,
         "images mixed when flattened": "mixed images" in steps,
@@ -429,8 +426,7 @@ def look_between(row, name, steps, strange, cut, note):
         "batch norm after the activation": not last and act and not pool,
         "batch norm after the pooling": not last and act and pool,
         "pooling before batch norm": not last and pool and not act,
-        "two batch norms in a row": not last and twice,
-        "one batch norm too many": not last and norms > 1 and not twice,
+        "one batch norm too many": not last and norms > 1,
         "two activations in a row": not last and len(acts) > 1,
         "pooling missing": row < 2 and not pools and whole,
         "one pooling too many": not last and len(pools) > (row < 2),
