@@ -160,21 +160,19 @@ class Call(SimpleNamespace):
 
     given    {key: value} of the tensors and settings that it works with
     running  (mean, variance) before and after, None for each that there is not
+    sizes    numbers of inputs and outputs, None of a norm; label: the layer in the words of the table
     error    what was raised, where another layer stands in
     """
 
-    @property
-    def sizes(self):
-        """The numbers of inputs and outputs, None of a norm."""
-        return None if "norm" in self.kind else (self.weight.shape[1] * self.given.get("groups", 1), len(self.weight))
-
-    @property
-    def label(self):
-        """The layer in the words of the table."""
-        if "norm" in self.kind:
-            return type(self.layer).__name__ if isinstance(self.layer, nn.Module) else self.layer
-        kernel = [f", k={size}" for size in self.weight.shape[2:3]]
-        return "{} {}→{}{}".format("Conv2d" if kernel else "Linear", *self.sizes, "".join(kernel))
+    def __init__(self, kind, layer, x, given):
+        label = type(layer).__name__ if isinstance(layer, nn.Module) else layer
+        super().__init__(kind=kind, layer=layer, x=x, given=given, label=label, sizes=None, name="", error="")
+        self.weight = given.get("weight")
+        if "norm" not in kind:
+            out, size, *kernel = self.weight.shape
+            self.sizes = size * given.get("groups", 1), out
+            self.label = "{} {}→{}".format("Conv2d" if kernel else "Linear", *self.sizes)
+            self.label += f", k={kernel[0]}" if kernel else ""
 
 
 class Watch(TorchFunctionMode):
@@ -236,8 +234,7 @@ class Watch(TorchFunctionMode):
         def running():
             return [part if part is None else part.detach().double().flatten() for part in map(held().get, RUNNING)]
 
-        call = Call(kind=kind, layer=layer, x=x.detach().clone(), given=held(), name="", error="")
-        before, call.weight, self.inside = running(), call.given.get("weight"), True
+        call, before, self.inside = Call(kind, layer, x.detach().clone(), held()), running(), True
         try:
             y = forward(x, *more)
             if "norm" in kind and y.shape != x.shape:
@@ -437,14 +434,13 @@ def look_between(row, name, steps, strange, cut, note):
         cause = "the output goes through it; the table ends with a linear layer, and the loss takes its numbers"
         for act in acts:
             note(f"{act} at the end", cause=cause)
-    elif len(acts) == 1 and acts != ["sigmoid"]:
-        note(f"{acts[0]} instead of sigmoid", name, f"the table has Sigmoid; {acts[0]} stands after {{at}}")
-    for pool in pools[:1] if row < 2 else []:
-        kind = pool.split(" of ")[0]
-        if kind != "max pooling":
-            note(f"{kind} instead of max pooling", name, f"the table has MaxPool 2; {kind} stands after {{at}}")
-        if kind != pool:
-            note("pooling of another size", f"{pool} stands after {name}")
+    told = [*(acts if len(acts) == 1 and not last else []), *(pools[:1] if row < 2 else [])]
+    for step in told:
+        kind, usual = step.split(" of ")[0], "max pooling" if step in POOLS else "sigmoid"
+        if kind != usual:
+            note(f"{kind} instead of {usual}", name, f"{kind} stands after {{at}}; the table has {usual} there")
+        if step in POOLS and kind != step:
+            note("pooling of another size", f"{step} stands after {name}")
 
 
 def look_at_norm(call, watch, findings):
