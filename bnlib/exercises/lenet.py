@@ -410,32 +410,31 @@ def look_between(row, name, steps, strange, cut, note):
 
     strange  whether some of them are not known; cut: whether they end with an error
     """
-    norms, last, whole = steps.count("batch norm"), row == LAST, not (strange or cut)
+    norms, whole = steps.count("batch norm"), not (strange or cut)
     acts, pools = ([step for step in steps if step in known] for known in (ACTIVATIONS, POOLS))
+    if row == LAST:
+        cause = "the output goes through it; the table ends with a linear layer, and the loss takes its numbers"
+        for mistake in ["batch norm after the last layer"] * (norms > 0) + [f"{act} at the end" for act in acts]:
+            note(mistake, cause=CAUSES.get(mistake, cause))
+        return
     before = steps[: steps.index("batch norm")] if norms else []
     act, pool = (any(step in before for step in found) for found in (acts, pools))
     for mistake, shows in {
         "channels last when flattened": "channels last" in steps,
         "images mixed when flattened": "mixed images" in steps,
-        "batch norm after the last layer": last and norms,
-        "activation missing": not last and not acts and whole,
-        "batch norm missing": not last and not norms and (whole or (acts and not cut)),
-        "batch norm after the activation": not last and act and not pool,
-        "batch norm after the pooling": not last and act and pool,
-        "pooling before batch norm": not last and pool and not act,
-        "one batch norm too many": not last and norms > 1,
-        "two activations in a row": not last and len(acts) > 1,
+        "activation missing": not acts and whole,
+        "batch norm missing": not norms and (whole or (acts and not cut)),
+        "batch norm after the activation": act and not pool,
+        "batch norm after the pooling": act and pool,
+        "pooling before batch norm": pool and not act,
+        "one batch norm too many": norms > 1,
+        "two activations in a row": len(acts) > 1,
         "pooling missing": row < 2 and not pools and whole,
-        "one pooling too many": not last and len(pools) > (row < 2),
+        "one pooling too many": len(pools) > (row < 2),
     }.items():
         if shows:
             note(mistake, name)
-    if last:
-        cause = "the output goes through it; the table ends with a linear layer, and the loss takes its numbers"
-        for act in acts:
-            note(f"{act} at the end", cause=cause)
-    told = [*(acts if len(acts) == 1 and not last else []), *(pools[:1] if row < 2 else [])]
-    for step in told:
+    for step in (*acts[: len(acts) == 1], *pools[: row < 2]):
         kind, usual = step.split(" of ")[0], "max pooling" if step in POOLS else "sigmoid"
         if kind != usual:
             note(f"{kind} instead of {usual}", name, f"{kind} stands after {{at}}; the table has {usual} there")
