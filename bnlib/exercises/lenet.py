@@ -58,26 +58,15 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "result not used": "what {at} gives is not used, what went in goes on: assign it, as in `x = norm(x)`",
     "flatten missing": "{at}; flatten what the last pooling gives to (B, 256) first",
     "flattened to the wrong size": "{at}; keep the batch: `x.flatten(1)`",
-    "images mixed when flattened": "behind {at}, a row is not one image: keep the batch, `x.flatten(1)`",
-    "channels last when flattened": "behind {at}, the channels are flattened last; nn.Flatten keeps (C, H, W)",
-    "activation missing": "no activation follows {at}; without one, layers collapse into one linear map",
-    "two activations in a row": "they follow {at}; the table has one Sigmoid there",
-    "pooling missing": "no pooling follows {at}; the table has MaxPool 2 after the activation",
-    "one pooling too many": "behind {at}; the table has two, one after each convolution",
+    "images mixed when flattened": "{at}, a row is not one image: keep the batch, `x.flatten(1)`",
+    "channels last when flattened": "{at}, the channels are flattened last; nn.Flatten keeps (C, H, W)",
+    "activation missing": "{at}; without one, layers collapse into one linear map",
     "pooling of another size": "{at}; the table has MaxPool 2, which halves the sides",
-    "dropout added": "{at}; the table has none",
-    "images changed": "before the first layer, the images are changed {at}; the table takes them as they are",
     UNKNOWN: "what stands between {at} is not what the table has there",
-    "batch norm missing": "no batch norm follows {at}; the table has one after each layer but the last",
     "batch norm on the images": "one stands before the first convolution; the table has one right after each layer",
-    "batch norm after the activation": "behind {at}, it stands after the activation; its place is before it",
-    "batch norm after the pooling": "behind {at}, it stands after activation and pooling; its place is before them",
-    "pooling before batch norm": "behind {at}, the pooling comes before the batch norm; the table has it at the end",
     "batch norm after the last layer": "a batch norm follows the last linear layer; the table ends with that layer",
-    "one batch norm too many": "two or more follow {at}; the table has one there",
     "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
     AXES: "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear layer, (B, C), BatchNorm1d",
-    "another normalization": "there is {at}; the table has batch norm",
     "not a batch norm": "{at} gives other numbers than batch norm: try that layer in check('layer', …)",
     "batch norm without gamma and beta": "{at} has none; the table's have (affine=True, PyTorch's default)",
     "batch norm without running statistics": "{at} keeps none; the table's do (track_running_stats=True)",
@@ -322,7 +311,7 @@ def look(watch, images, findings, ways):
             note("wrong number of layers", what)
     first = calls[0].x if calls else images
     if not close(first, images):
-        note("images changed", f"from {tuple(images.shape)} to {tuple(first.shape)}")
+        note("images changed", f"before the first layer, from {tuple(images.shape)} to {tuple(first.shape)}")
     if at and at[0] > 0:
         note("batch norm on the images")
     for row, piece, following in pieces:
@@ -433,7 +422,7 @@ def look_between(row, name, steps, strange, cut, note):
         "one pooling too many": len(pools) > (row < 2),
     }.items():
         if shows:
-            note(mistake, name)
+            note(mistake, f"behind {name}")
     for step in (*acts[: len(acts) == 1], *pools[: row < 2]):
         kind, usual = step.split(" of ")[0], "max pooling" if step in POOLS else "sigmoid"
         if kind != usual:
