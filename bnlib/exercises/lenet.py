@@ -44,8 +44,7 @@ TABLE = (
     "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
 )
 TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
-UPDATED, MODE = "running statistics updated in eval", "mode taken from grad mode"
-SIZE, AXES = "batch norm of another size", "batch norm for another number of axes"
+AXES, MODE = "batch norm for another number of axes", "mode taken from grad mode"
 CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
     "wrong kernel size": "{at}; the table has 5×5",
@@ -77,7 +76,7 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "biased running variance": "{at} takes in the biased variance (÷ n); PyTorch's takes the unbiased one (÷ n − 1)",
     "running statistics not updated": "a training batch leaves those of {at} as they were",
     "running statistics of a batch norm": "those of {at} do not move as torch.nn's: try it in check('layer', …)",
-    UPDATED: "eval() changes the running statistics of {at}",
+    "running statistics updated in eval": "eval() changes the running statistics of {at}",
     TRAINING: "in train(), {at} normalises with its running statistics; there the batch's own do",
     EVALUATION: "in eval(), {at} still normalises with the batch's own mean and variance; there the running ones do",
     MODE: "{at} obeys no_grad() and not eval(): ask `self.training`, not whether gradients are on",
@@ -441,7 +440,7 @@ def look_at_norm(call, watch, findings):
     statistics = (mean, var, new_mean, new_var)
     fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *statistics))
     if call.error:
-        what = AXES if "D input (got" in call.error else RAISES if fits else SIZE
+        what = AXES if "D input (got" in call.error else RAISES if fits else "batch norm of another size"
         return note(what, f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}")
     kept, own = all(part is not None for part in statistics), parts(norm) if norm in watch.norms else {}
     kinds = {key: own[part].kind for key, part in watch.norms.get(norm, {}).items() if part in own}
@@ -476,7 +475,7 @@ def look_at_norm(call, watch, findings):
     if torch.equal(mean, new_mean) and torch.equal(var, new_var):
         return watch.training and note("running statistics not updated", name)
     if not watch.training:
-        return note(UPDATED, name)
+        return note("running statistics updated in eval", name)
     rows = x.movedim(1, -1).flatten(0, -2)
     way = rows.mean(0) - mean
     share = ((new_mean - mean) @ way / (way @ way)).item()
