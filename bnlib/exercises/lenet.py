@@ -8,6 +8,7 @@ does not fit, one that does stands in, and what comes behind it is judged, too.
 
 import copy
 import math
+import sys
 from contextlib import ExitStack
 from functools import partial
 from itertools import combinations, pairwise, product, takewhile
@@ -93,11 +94,9 @@ ACTIVATIONS |= {"LeakyReLU": F.leaky_relu, "PReLU": partial(F.leaky_relu, negati
 ACTIVATIONS |= {f"LeakyReLU of slope {slope}": partial(F.leaky_relu, negative_slope=slope) for slope in (0.1, 0.2)}
 ACTIVATIONS |= {name: getattr(F, name.lower().replace(" ", "")) for name in OTHERS.split(", ")}
 KINDS = {"max pooling": F.max_pool2d, "average pooling": F.avg_pool2d}
+ADAPTIVE = (F.adaptive_max_pool2d, F.adaptive_avg_pool2d)
 POOLS = {kind: lambda x, side, pool=pool: pool(x, 2) for kind, pool in KINDS.items()}  # of x, and the side it comes to
-POOLS |= {
-    "max pooling of another size": F.adaptive_max_pool2d,
-    "average pooling of another size": F.adaptive_avg_pool2d,
-}
+POOLS |= {f"{kind} of another size": pool for kind, pool in zip(KINDS, ADAPTIVE, strict=True)}
 POOLS |= {
     f"{kind} of 3×3": lambda x, side, pool=pool: pool(x, 3, 2, 2 * side // x.shape[-1]) for kind, pool in KINDS.items()
 }
@@ -178,9 +177,11 @@ class Watch(TorchFunctionMode):
 
         def call():
             stand_ins = [patch.object(n, "forward", partial(self.record, "norm", n, n.forward, {})) for n in norms]
-            stand_ins += [patch("bnlib.batch_norm", F.batch_norm), torch.compiler.set_stance("force_eager")]
+            stand_ins += [patch("bnlib.batch_norm", F.batch_norm), torch.set_grad_enabled(grad)]
+            if "torch._dynamo" in sys.modules:  # not loaded for this: that takes a second
+                stand_ins.append(torch.compiler.set_stance("force_eager"))
             with ExitStack() as stack:
-                for context in (*stand_ins, torch.set_grad_enabled(grad), self):
+                for context in (*stand_ins, self):
                     stack.enter_context(context)
                 return model(images.clone())
 
@@ -298,8 +299,8 @@ def look(watch, images, findings, ways):
         note(name, place)
     at = [i for i, call in enumerate(calls) if call.sizes]
     rows = aligned([calls[i] for i in at])
-    ends = zip(pairwise([*at, len(calls)]), rows, strict=True)
-    pieces = [(row, calls[i:j], calls[j : j + 1]) for (i, j), row in ends]
+    ends = pairwise([*at, len(calls)])
+    pieces = [(row, calls[i:j], calls[j : j + 1]) for (i, j), row in zip(ends, rows, strict=True)]
     for row, (layer, *norms), _ in pieces:
         layer.name = f"one more {layer.kind}, {layer.label}" if row is None else NAMES[row]
         for norm in norms:
