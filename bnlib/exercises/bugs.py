@@ -6,7 +6,7 @@ Each is a layer that runs; that it has just the bug it should have is what `chec
 
 import inspect
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import torch
@@ -253,17 +253,8 @@ class SpotTheBug:
             return Verdict(self.name, True, lines)
         wrong = next(letter for letter, (result, _) in judged.items() if not result)
         shown = LAYER.judge(BUGS[wrong].layer)
-        return Verdict(
-            self.name,
-            False,
-            lines,
-            (f"another bug in layer {wrong}",),
-            read=shown.read,
-            example=shown.example,
-            expected=shown.expected,
-            received=shown.received,
-            shown=shown.shown,
-        )
+        names = (f"another bug in layer {wrong}",)
+        return replace(shown, exercise=self.name, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""
