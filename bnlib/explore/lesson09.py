@@ -13,7 +13,7 @@ from ..plots import BLUE, GREY, VERMILION
 from ..training import fit, reestimate_statistics
 from .base import Redrawn, choice, slider, stops
 
-SHOWN = 8  # images
+SHOWN, SIDE = 8, 14  # images, and pixels of a side: as many as a page can draw
 WHOSE = "training images", "target batch"
 
 
@@ -21,7 +21,7 @@ WHOSE = "training images", "target batch"
 class Other:
     """A trained LeNet on a changed target."""
 
-    images: Tensor  # (SHOWN, 28, 28): the first of them
+    images: Tensor  # (SHOWN, SIDE, SIDE): the last of them, made smaller
     accuracy: dict[str, float]  # whose statistics -> share of right answers on the target
     lags: dict[str, list[float]]  # whose statistics -> of each BN layer, mean off by (target's σ, median channel)
 
@@ -69,7 +69,8 @@ def other_data(brightness, contrast, noise, share, size, seed=0):
                 else:
                     h = layer(h)
             accuracy[whose] = (h.argmax(1) == y[chosen]).float().mean().item()
-    return Other(target[-SHOWN:, 0], accuracy, lags)
+    shown = nn.functional.avg_pool2d(target[-SHOWN:], 28 // SIDE)[:, 0]
+    return Other((8 * shown).round() / 8, accuracy, lags)
 
 
 class OtherData(Redrawn):
@@ -78,8 +79,8 @@ class OtherData(Redrawn):
     name = "other_data"
     size = (6.8, 4.3)
     grid: ClassVar = {
-        **{"brightness": [-0.25, 0.0, 0.25], "contrast": [0.25, 0.5, 1.0, 1.5], "noise": [0.0, 0.3, 0.6]},
-        **{"share": [0.0, 0.5, 1.0], "size": [2, 8, 32, 128]},
+        **{"brightness": [-0.25, 0.0, 0.25], "contrast": [0.25, 0.5, 1.0], "noise": [0.0, 0.4]},
+        **{"share": [0.0, 0.5, 1.0], "size": [2, 8, 128]},
     }
     draws = 1
 
@@ -108,7 +109,7 @@ class OtherData(Redrawn):
         top = figure.add_subplot(grid[0, :])
         top.set_axis_off()
         self._image = self.moves(
-            top.imshow(torch.zeros(28, 28 * SHOWN).numpy(), cmap="gray_r", vmin=-0.5, vmax=1.5, aspect="equal")
+            top.imshow(torch.zeros(SIDE, SIDE * SHOWN).numpy(), cmap="gray_r", vmin=-0.5, vmax=1.5, aspect="equal")
         )
         left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
         left.set(ylim=(0, 1.12), xlim=(-0.6, 1.6), ylabel="accuracy")
@@ -126,7 +127,7 @@ class OtherData(Redrawn):
     def show(self, brightness, contrast, noise, share, size, whose):
         """Change the target, run the network with either statistics."""
         result = other_data(brightness, contrast, noise, share, size, self.seed)
-        images = list(result.images) + [torch.zeros(28, 28)] * (SHOWN - len(result.images))
+        images = list(result.images) + [torch.zeros(SIDE, SIDE)] * (SHOWN - len(result.images))
         self._image.set_data(torch.cat(images, 1).numpy())
         for bar, text, name in zip(self._bars, self._texts, WHOSE, strict=True):
             accuracy = result.accuracy[name]
