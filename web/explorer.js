@@ -2,7 +2,7 @@
 // Explorers without Python. <figure class="explorer" data-pack="…"> holds a form, a still picture and a caption. Its pack,
 // made by the code that a notebook runs, has every state of the controls: what to draw (record.py says how) and to say.
 {
-const QUARTERS = 4, FINE = 16; // steps a pixel, of places and of a marker's outline
+const QUARTERS = 4, FINE = 16, TILE = 100; // steps a pixel, of places and of markers; a hatch's tile, pixels
 
 function path([closed, d], unit) {
   const made = new Path2D(), n = d.length / 2;
@@ -14,12 +14,16 @@ function path([closed, d], unit) {
   return made;
 }
 
-function hatched(c, shape, [colour, width], [across, down]) {
+function hatched(c, shape, [colour, width, lines], [across, down]) { // in tiles of TILE pixels, as matplotlib's
+  const parts = lines.map(line => path(line, QUARTERS));
   c.save();
   c.clip(shape);
-  c.beginPath();
-  for (let x = -down; x < across; x += 100 / 6) { c.moveTo(x, down); c.lineTo(x + down, 0); }
-  Object.assign(c, {strokeStyle: colour, lineWidth: width}).stroke();
+  Object.assign(c, {strokeStyle: colour, fillStyle: colour, lineWidth: width});
+  for (let x = 0; x < across; x += TILE, c.translate(TILE, 0)) {
+    c.save();
+    for (let y = 0; y < down; y += TILE, c.translate(0, TILE)) for (const part of parts) { c.fill(part); c.stroke(part); }
+    c.restore();
+  }
   c.restore();
 }
 
@@ -120,8 +124,7 @@ function bring(figure, pack) {
     if (slider.value === slider.max) slider.value = 0;
     const speed = form.elements.namedItem("speed");
     clock = setInterval(() => {
-      slider.stepUp();
-      update();
+      update(slider.stepUp());
       if (slider.value === slider.max) play(false);
     }, speed ? 1000 / speed.value : pack.interval);
   };
@@ -148,14 +151,12 @@ function bring(figure, pack) {
   Object.assign(caption, {role: "status", ariaLive: "polite"});
   new ResizeObserver(paint).observe(canvas);
   form.firstElementChild.disabled = false;
-  figure.dataset.live = "";
-  Promise.allSettled(pack.fonts.map(font => document.fonts.load(font))).then(update);
+  Promise.allSettled(pack.fonts.map(font => document.fonts.load(font))).then(update).then(() => figure.dataset.live = "");
 }
 
 function excuse(figure, why) {
   figure.querySelector("form").hidden = true;
-  const words = {className: "fewer", textContent: `The picture stands still: ${why}`};
-  figure.append(Object.assign(document.createElement("p"), words));
+  figure.append(Object.assign(document.createElement("p"), {className: "fewer", textContent: `The picture stands still: ${why}`}));
 }
 
 window.explorerPack = async text => { // JSON, compressed, in base64
