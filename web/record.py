@@ -89,10 +89,12 @@ class Recorder(RendererBase):
         style = self._style(gc, rgbFace)
         if style is None:
             return
+        filled = rgbFace is not None or gc.get_hatch()
         clean = path.cleaned(
             transform + self._flip,
             remove_nans=True,
-            simplify=rgbFace is None and path.should_simplify,
+            clip=None if filled else (-1, -1, self.width + 1, self.height + 1),  # or dashes begin elsewhere
+            simplify=not filled and path.should_simplify,
             curves=False,
             snap=gc.get_snap(),
             stroke_width=self.points_to_pixels(gc.get_linewidth()),
