@@ -2,25 +2,28 @@
 // Explorers without Python. <figure class="explorer" data-pack="…"> holds a form, a still picture and a caption. Its pack,
 // made by the code that a notebook runs, has every state of the controls: what to draw (record.py says how) and to say.
 {
-const QUARTERS = 4, FINE = 16; // steps a pixel, of places and of a marker's outline
+const QUARTERS = 4, FINE = 16, TILE = 100; // steps a pixel, of places and of markers; a hatch's tile, pixels
 
 function path([closed, d], unit) {
   const made = new Path2D(), n = d.length / 2;
   for (let i = 0, x = 0, y = 0; i < n; i++) {
-    [x, y] = [x + d[i], y + d[n + i]];
-    i ? made.lineTo(x / unit, y / unit) : made.moveTo(x / unit, y / unit);
+    made[i ? "lineTo" : "moveTo"]((x += d[i]) / unit, (y += d[n + i]) / unit);
   }
   if (closed) made.closePath();
   return made;
 }
 
-function hatched(c, shape, [colour, width], [across, down]) {
-  c.save();
-  c.clip(shape);
-  c.beginPath();
-  for (let x = -down; x < across; x += 100 / 6) { c.moveTo(x, down); c.lineTo(x + down, 0); }
-  Object.assign(c, {strokeStyle: colour, lineWidth: width}).stroke();
-  c.restore();
+function hatched(c, shape, hatch) { // with tiles as matplotlib's, drawn once for each size of the picture
+  const [colour, width, lines] = hatch, size = Math.ceil(TILE * c.getTransform().a);
+  if (hatch.size !== size) {
+    const tile = Object.assign(document.createElement("canvas"), {width: size, height: size}), t = tile.getContext("2d");
+    t.scale(size / TILE, size / TILE);
+    Object.assign(t, {strokeStyle: colour, fillStyle: colour, lineWidth: width});
+    for (const part of lines.map(line => path(line, QUARTERS))) { t.fill(part); t.stroke(part); }
+    Object.assign(hatch, {size, pattern: c.createPattern(tile, "repeat")});
+    hatch.pattern.setTransform(new DOMMatrix().scale(TILE / size));
+  }
+  Object.assign(c, {fillStyle: hatch.pattern}).fill(shape);
 }
 
 const draw = {
@@ -53,11 +56,11 @@ const draw = {
 function style(c, pack, number) { // returns how a shape is inked
   const [stroke, width, fill, dashes, cap, join, clip, hatch] = pack.styles[number];
   if (clip) { c.beginPath(); c.rect(...clip); c.clip(); }
-  Object.assign(c, {strokeStyle: stroke, fillStyle: fill, lineWidth: width, lineCap: cap, lineJoin: join});
+  Object.assign(c, {strokeStyle: stroke, lineWidth: width, lineCap: cap, lineJoin: join});
   c.setLineDash(dashes);
   return shape => {
-    if (fill) c.fill(shape);
-    if (hatch) hatched(c, shape, hatch, pack.size);
+    if (fill) { c.fillStyle = fill; c.fill(shape); }
+    if (hatch) hatched(c, shape, hatch);
     if (stroke) c.stroke(shape);
   };
 }
@@ -120,8 +123,7 @@ function bring(figure, pack) {
     if (slider.value === slider.max) slider.value = 0;
     const speed = form.elements.namedItem("speed");
     clock = setInterval(() => {
-      slider.stepUp();
-      update();
+      update(slider.stepUp());
       if (slider.value === slider.max) play(false);
     }, speed ? 1000 / speed.value : pack.interval);
   };
@@ -137,7 +139,7 @@ function bring(figure, pack) {
   form.addEventListener("click", ({target: {dataset}}) => {
     if ("again" in dataset) { again = (again + 1) % pack.draws; update(); }
     if ("play" in dataset) play(!clock);
-    if (!("to" in dataset)) return;
+    if (!dataset.to) return;
     const to = pack.buttons[dataset.to][state()], [beside, near = to, readouts] = pack.beside[-1 - to] ?? [];
     put(near);
     update();
@@ -148,8 +150,7 @@ function bring(figure, pack) {
   Object.assign(caption, {role: "status", ariaLive: "polite"});
   new ResizeObserver(paint).observe(canvas);
   form.firstElementChild.disabled = false;
-  figure.dataset.live = "";
-  Promise.allSettled(pack.fonts.map(font => document.fonts.load(font))).then(update);
+  Promise.allSettled(pack.fonts.map(font => document.fonts.load(font))).then(update).then(() => figure.dataset.live = "");
 }
 
 function excuse(figure, why) {
@@ -164,7 +165,7 @@ window.explorerPack = async text => { // JSON, compressed, in base64
   bring(figure, await new Response(stream).json());
 };
 const near = new IntersectionObserver(entries => {
-  for (const {isIntersecting, target} of entries) if (isIntersecting) {
+  for (const {target} of entries.filter(entry => entry.isIntersecting)) {
     near.unobserve(target);
     const onerror = () => excuse(target, `${target.dataset.pack} could not be loaded.`);
     const script = document.createElement("script"); // not fetch, which refuses a page opened from a folder

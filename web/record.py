@@ -89,10 +89,12 @@ class Recorder(RendererBase):
         style = self._style(gc, rgbFace)
         if style is None:
             return
+        filled = rgbFace is not None or gc.get_hatch()
         clean = path.cleaned(
             transform + self._flip,
             remove_nans=True,
-            simplify=rgbFace is None and path.should_simplify,
+            clip=None if filled else (-1, -1, self.width + 1, self.height + 1),  # or dashes begin elsewhere
+            simplify=not filled and path.should_simplify,
             curves=False,
             snap=gc.get_snap(),
             stroke_width=self.points_to_pixels(gc.get_linewidth()),
@@ -103,7 +105,9 @@ class Recorder(RendererBase):
 
     def draw_markers(self, gc, marker_path, marker_trans, path, trans, rgbFace=None):
         """Note down a marker once, and where it stands."""
-        clean = marker_path.cleaned(marker_trans + Affine2D().scale(1, -1), curves=False, snap=False)
+        width = self.points_to_pixels(gc.get_linewidth())
+        turned = marker_trans + Affine2D().scale(1, -1)
+        clean = marker_path.cleaned(turned, curves=False, snap=gc.get_snap(), stroke_width=width)
         shape = [[closed, places(corners)] for closed, corners in outlines(clean, FINE)]
         centres = trans.transform(path.vertices)
         centres = centres[np.isfinite(centres).all(1)]
@@ -113,8 +117,8 @@ class Recorder(RendererBase):
         style = self._style(gc, rgbFace)
         if len(centres) and style is not None:
             marker = self.markers.setdefault(str(shape), len(self.markers))
-            corners = np.rint(QUARTERS * self._flip.transform(centres)).astype(int)
-            self._operations.append(["m", style, marker, places(corners)])
+            whole = np.floor(self._flip.transform(centres) + 0.5).astype(int)  # Agg moves a marker by whole pixels
+            self._operations.append(["m", style, marker, places(QUARTERS * whole)])
 
     def draw_image(self, gc, x, y, im, transform=None):
         """Note down an image of few large pixels as cells."""
@@ -169,7 +173,10 @@ class Recorder(RendererBase):
             fill = to_hex((*face[:3], alpha), keep_alpha=True)
         hatch = None
         if gc.get_hatch():
-            hatch = to_hex(gc.get_hatch_color()), round(self.points_to_pixels(gc.get_hatch_linewidth()), 2)
+            tile = Affine2D().scale(self.dpi, -self.dpi).translate(0, self.dpi)  # Agg's, from the left top corner
+            lines = outlines(gc.get_hatch_path().cleaned(tile, curves=False), QUARTERS)
+            drawn = tuple((closed, tuple(places(corners))) for closed, corners in lines)
+            hatch = to_hex(gc.get_hatch_color()), round(self.points_to_pixels(gc.get_hatch_linewidth()), 2), drawn
         if not (stroke or fill or hatch):
             return None
         dashes = tuple(round(self.points_to_pixels(dash), 2) for dash in gc.get_dashes()[1] or ())

@@ -47,10 +47,9 @@ class RecordedTrainings(TrainItYourself):
 
     def show(self, started=False, **settings):
         """Draw the recorded training of the settings, and the one that it is to be compared with."""
-        other = {"scratch": "none", "none": "scratch"}[settings["norm"]]
-        self._runs = (
-            [self._recorded[key(settings | {"norm": norm})] for norm in (other, settings["norm"])] if started else []
-        )
+        bare = settings["norm"] == "none"  # then momentum is greyed out, and must not matter
+        other = settings | ({"norm": "scratch", "momentum": self._start["momentum"]} if bare else {"norm": "none"})
+        self._runs = [self._recorded[key(each)] for each in (other, settings)] if started else []
         caption = super().show(**settings)
         return f"Recorded on another day. {caption.split(' Start would')[0]}" if started else caption
 

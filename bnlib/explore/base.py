@@ -255,7 +255,7 @@ class Redrawn(Explorer):
     """
 
     seed = 0
-    draws: ClassVar[int] = 3
+    draws: ClassVar[int] = 2
 
     def __init__(self, controls, tooltip):
         super().__init__(controls, [button("Draw again", self._draw_again, icon="refresh", tooltip=tooltip)])

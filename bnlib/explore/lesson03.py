@@ -255,7 +255,6 @@ class RunningStatistics(Redrawn):
     name = "running_statistics"
     size = (6.8, 4.6)
     grid: ClassVar = {"size": [*range(1, 11), 12, 16, 20, 24, 32, 48, 64], "momentum": MOMENTA}
-    draws = 2
 
     def __init__(self, population=None):
         if population is None:

@@ -68,7 +68,6 @@ class TrainEvalGap(Redrawn):
     name = "train_eval_gap"
     size = (6.8, 3.9)
     grid: ClassVar = {"size": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64], "momentum": MOMENTA, "seen": SEEN}
-    draws = 2
 
     def __init__(self):
         controls = {
