@@ -9,7 +9,7 @@ export BNLIB_DATA := $(abspath $(BNLIB_DATA))
 endif
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test stress validate notebooks gallery bench lint
+.PHONY: help lab test stress pages validate notebooks site gallery bench lint
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
@@ -20,16 +20,20 @@ test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images 
 	BNLIB_OFFLINE=1 $(PARALLEL) --dist loadfile --no-loadscope-reorder $(NBVAL) tests notebooks
 
 stress: .venv/.dev  ## run lessons, explorers and layers under what no reader should have to suffer
-	BNLIB_STRESS=1 $(PARALLEL) tests/stress tests/test_properties.py
+	BNLIB_STRESS=1 $(PARALLEL) --ignore tests/stress/test_site.py tests/stress tests/test_properties.py
 	$(BIN)/python tests/mutants.py --every 12
+
+pages: .venv/.dev .venv/.site  ## build the pages and try every explorer on them
+	BNLIB_STRESS=1 $(PYTEST) tests/stress/test_site.py
 
 validate: .venv/.lab  ## compare every stored output of the lessons, as you have them, with a fresh run
 	$(PYTEST) $(NBVAL) notebooks
 
 notebooks: .venv/.lab  ## run every lesson from top to bottom and save it
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 \
-	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-	$(BIN)/jupyter nbconvert --coalesce-streams notebooks/*.ipynb
+	$(BIN)/python -m web.notebooks notebooks/*.ipynb
+
+site: .venv/.site  ## build the lessons as static pages, with every slider alive, in build/site
+	$(BIN)/python -m web.build
 
 gallery: .venv/.dev  ## draw the README's pictures of the explorers anew
 	$(BIN)/python benchmarks/gallery.py
@@ -44,6 +48,10 @@ lint: .venv/.dev  ## check style
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; try PYTHON=python3.12 make lab")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/.site: .venv/.lab web/requirements-site.txt
+	$(BIN)/python -m pip install --quiet -r web/requirements-site.txt
 	@touch $@
 
 .venv/.dev: .venv/.lab requirements-dev.txt

@@ -23,6 +23,11 @@ EXPLORERS = (  # train_it_yourself is left out: its sliders only choose what to 
     "running_statistics()",
     "who_shares_a_mean('norms')",
     "train_eval_gap()",
+    "three_paths()",
+    "nudge()",
+    "what_a_norm_does_not_see()",
+    "who_is_in_the_batch()",
+    "other_data()",
     "inside_the_layers([explore.inside_the_layers.record(lenet(seed=k), torch.rand(64, 1, 28, 28)) for k in range(3)])",
 )
 FLOOR = """

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from .compare import compare as compare  # now: imported later, a module would take the place of its function
+from .examine import examine as examine
 from .selfcheck import selfcheck as selfcheck
 
 _HOME = {  # name -> the module it is loaded from when first used, so that `import bnlib` costs little more than torch
@@ -12,6 +13,12 @@ _HOME = {  # name -> the module it is loaded from when first used, so that `impo
     "BatchNorm2d": "layers",
     "BatchNorm3d": "layers",
     "to_torch": "convert",
+    "normalise": "norms",
+    "layer_norm": "norms",
+    "instance_norm": "norms",
+    "group_norm": "norms",
+    "rms_norm": "norms",
+    "masked_batch_norm": "norms",
     "compare": "compare",
     "GRADES": "data",
     "load_images": "data",
@@ -19,6 +26,8 @@ _HOME = {  # name -> the module it is loaded from when first used, so that `impo
     "fit": "training",
     "evaluate": "training",
     "reestimate_statistics": "training",
+    "fold": "folding",
+    "examine": "examine",
     "check": "exercises",
     "selfcheck": "selfcheck",
     "explore": None,  # sub-packages, by their own name

@@ -79,12 +79,12 @@ class Normalise(torch.autograd.Function):
         gain = scale if weight is None else scale * weight  # γ / σ
         centre = spread(mean, x)
         dx = x - centre
-        d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale
+        d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale  # Σ dy · x̂
         d_bias = total(dy, channels)
         if ctx.given:
             dx = torch.mul(dy, spread(gain, x), out=None if plain else dx)
         else:
-            share = gain / -n
+            share = gain / -n  # -γ / (nσ); dx = slope · (x - mean) + shift + γ / σ · dy, one path each
             slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)
             if plain:
                 dx = dx * slope + shift + dy * spread(gain, x)

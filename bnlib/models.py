@@ -1,24 +1,36 @@
-"""The networks of the lessons, each built with our batch normalization, torch's, or none."""
+"""The networks of the lessons, each built with our batch normalization, torch's, another norm, or none."""
 
 import torch
 from torch import nn
 
 from .layers import BatchNorm1d, BatchNorm2d
 
-NORMS = {
-    "scratch": (BatchNorm1d, BatchNorm2d),
-    "torch": (nn.BatchNorm1d, nn.BatchNorm2d),
-    "none": None,
+
+def _batch(layer):
+    return lambda channels, momentum: layer(channels, momentum=momentum)
+
+
+NORMS = {  # name -> (for tables, for images): functions of the number of channels and the momentum, None for no layer
+    "scratch": (_batch(BatchNorm1d), _batch(BatchNorm2d)),
+    "torch": (_batch(nn.BatchNorm1d), _batch(nn.BatchNorm2d)),
+    "convolutions": (None, _batch(BatchNorm2d)),
+    "group": (lambda channels, _: nn.GroupNorm(2, channels),) * 2,
+    "layer": (lambda channels, _: nn.GroupNorm(1, channels),) * 2,
+    "instance": (None, lambda channels, _: nn.InstanceNorm2d(channels, affine=True)),
+    "none": (None, None),
 }
 
 
-def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
-    """Return LeNet for images (B, 1, 28, 28) and 10 classes, with a normalization before each sigmoid.
+def lenet(norm="scratch", *, momentum=0.1, seed=0, activation=nn.Sigmoid) -> nn.Sequential:
+    """Return LeNet for images (B, 1, 28, 28) and 10 classes, with a normalization before each `activation`.
 
-    norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none"
-    momentum  of the normalization layers; None for cumulative statistics
+    norm      "scratch" (this library's layers) | "torch" (`torch.nn`'s) | "none", and those of lesson 07:
+              "convolutions" (this library's, after the convolutions only), "group" (of 2), "layer" (all of an image's
+              channels and pixels), "instance" (after the convolutions: one number has no spread)
+    momentum  of the batch normalization layers; None for cumulative statistics
     seed      all weights come from it (Xavier-uniform; biases 0), whatever the norm: networks of one seed differ in
               their normalization alone. The global random state is left as it was.
+    activation  the class of the layer after each normalization
 
     Raises ValueError for an unknown norm. LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
@@ -26,11 +38,11 @@ def lenet(norm="scratch", *, momentum=0.1, seed=0) -> nn.Sequential:
 
     def build():
         return nn.Sequential(
-            *(nn.Conv2d(1, 6, kernel_size=5), *norm2d(6), nn.Sigmoid(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(6, 16, kernel_size=5), *norm2d(16), nn.Sigmoid(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(1, 6, kernel_size=5), *norm2d(6), activation(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(6, 16, kernel_size=5), *norm2d(16), activation(), nn.MaxPool2d(2)),
             nn.Flatten(),
-            *(nn.Linear(256, 120), *norm1d(120), nn.Sigmoid()),
-            *(nn.Linear(120, 84), *norm1d(84), nn.Sigmoid()),
+            *(nn.Linear(256, 120), *norm1d(120), activation()),
+            *(nn.Linear(120, 84), *norm1d(84), activation()),
             nn.Linear(84, 10),
         )
 
@@ -76,9 +88,7 @@ def _norm_layers(norm, momentum=0.1):
     """Return two functions, for 1d and 2d: number of channels -> list with the normalization layer, empty for none."""
     if norm not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
-    if norm == "none":
-        return (lambda channels: [],) * 2
-    return tuple(lambda channels, layer=layer: [layer(channels, momentum=momentum)] for layer in NORMS[norm])
+    return tuple(lambda channels, make=make: [make(channels, momentum)] if make else [] for make in NORMS[norm])
 
 
 def _seeded(build, seed):

@@ -229,3 +229,22 @@ def gamma_beta(layers) -> Picture:
         for label, (gamma, beta) in layers.items()
     )
     return Picture(figure, f"γ and β of each channel. {spans}.")
+
+
+def lag_bars(lags) -> Picture:
+    """Return how far each layer's running statistics lie from the data's: one bar a layer for mean and for variance.
+
+    lags  layer -> (mean's distance in standard deviations, variance's factor), medians over its channels
+    """
+    figure = Figure(figsize=(9, 0.34 * max(len(lags), 2) + 1.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    rows = range(len(lags))
+    means, factors = zip(*lags.values(), strict=True) if lags else ((), ())
+    left.barh(rows, means, color=BLUE, height=0.6)
+    right.barh(rows, [factor - 1 for factor in factors], left=1, color=VERMILION, height=0.6, hatch="//", edgecolor="w")
+    left.set_yticks(rows, list(lags))
+    left.invert_yaxis()
+    left.set(xlabel="mean off by (standard deviations)")
+    right.set(xlabel="variance off by a factor of")
+    words = "; ".join(f"{name}: {mean:.3f} σ, factor {factor:.2f}" for name, (mean, factor) in lags.items())
+    return Picture(figure, f"How far the running statistics lag, layer by layer. {words or 'No layer keeps any'}.")

@@ -42,7 +42,7 @@ def attempts(file="attempts.txt"):
             yield signature.split("(")[0], wanted, typed(signature, body)
 
 
-ATTEMPTS = [*attempts(), *attempts("networks.txt")]
+ATTEMPTS = [*attempts(), *attempts("networks.txt"), *attempts("readers.txt")]
 
 
 def names(exercise, attempt):
@@ -76,7 +76,8 @@ def test_pairs_of_common_mistakes_are_named(exercise):
         if compatible(*pair):
             told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
             assert told  # or one of them, where it hides the other: what is not divided has no wrong variance
-            assert told <= {bend.mistake.name for bend in pair}
+            whole = {bend.mistake.name for bend in exercise.bends if bend.knobs == together(pair)}  # has its own name
+            assert told <= {bend.mistake.name for bend in pair} | whole
 
 
 def test_the_same_attempt_gets_the_same_verdict_in_another_process():
@@ -520,9 +521,17 @@ def test_the_readers_own_network_is_left_as_it_was():
 
 @pytest.mark.parametrize("bug", bugs.values(), ids=list(bugs))
 def test_each_layer_to_look_at_has_the_bug_it_should_have_and_no_other(bug):
-    assert names("layer", bug.layer) == {bug.answer}
+    outwardly = {"right"} if bug.letter == "G" else {bug.answer}  # G's bug shows in the second derivative alone
+    assert names("layer", bug.layer) == outwardly
     assert check("spot_the_bug", {bug.letter: bug.answer.upper()}).ok
     assert bug.source in repr(bug)
+
+
+def test_layer_g_is_right_once_differentiated_and_wrong_twice():
+    layer = bugs["G"].layer(2).double()
+    x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, x)
+    assert not torch.autograd.gradgradcheck(layer, x, raise_exception=False)
 
 
 def test_bugs_may_be_named_in_other_words():
@@ -533,6 +542,7 @@ def test_bugs_may_be_named_in_other_words():
         "D": "bias before weight",
         "E": "statistics detached",
         "F": "updates its statistics in eval too",
+        "G": "wrong second derivative",
     }
     assert check("spot_the_bug", answers).ok
 
@@ -722,7 +732,7 @@ def test_what_a_verdict_tells_to_read_is_there():
 
 def solutions():
     """Yield (lesson, the check line of a stub's cell, the code of the folded solution that follows it)."""
-    for path in sorted((HERE.parent / "notebooks").glob("0[1-5]_*.ipynb")):
+    for path in sorted((HERE.parent / "notebooks").glob("0[1-9]_*.ipynb")):
         line = None
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
@@ -750,3 +760,79 @@ def test_every_exercise_stands_in_its_lesson_with_a_solution():
         page = next((HERE.parent / "notebooks").glob(f"0{exercise.place.lesson}_*.ipynb"))
         found = [line for lesson, line, _ in SOLUTIONS if lesson == page.stem]
         assert any(line.startswith(f'bnlib.check("{exercise.name}"') for line in found), exercise.name
+
+
+# ---- the axes of the norms
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (dict(batch=(0, 2, 3), layer=(1, 2, 3), instance=(2, 3), group=(2, 3, 4)), {"right"}),
+        (dict(batch=[-4, -2, -1], layer={3, 2, 1}, instance=(3, 2), group=(-1, -2, -3)), {"right"}),
+        (dict(batch=..., layer=(1, 2, 3), instance=(2, 3), group=(2, 3, 4)), {"not answered yet"}),
+        (dict(batch=(0, 2, 3)), {"not answered yet"}),
+        ({}, {"not answered yet"}),
+        (..., {"not answered yet"}),
+        (dict(batch=(1, 2, 3), layer=...), {"batch: the axes of layer norm"}),
+        (dict(layer=(0, 2, 3), instance=(2, 3)), {"layer: the axes of batch norm"}),
+        (dict(batch=1), {"batch: the axes that stay"}),
+        (dict(instance=(0, 1), layer=0), {"instance: the axes that stay", "layer: the axes that stay"}),
+        (dict(layer=(1,)), {"layer: other axes"}),
+        (dict(group=(1, 2, 3, 4)), {"group: other axes"}),
+        (dict(group=(3, 4)), {"group: other axes"}),
+        (dict(batch=(0, 2, 4)), {"batch: no such axis"}),
+        (dict(batch="NHW"), {"batch: not axes"}),
+        (dict(rms=(1,)), {"no such norm"}),
+        ([(0, 2, 3)], {"not a dict"}),
+    ],
+)
+def test_the_quiz_of_axes_names_the_norm_whose_axes_were_given(answers, told):
+    assert names("axes", answers) == told
+
+
+# ---- the judge, and exercises of one's own
+
+
+def test_the_judge_knows_nothing_of_batch_normalization():
+    words = r"\b(lessons?|means?|variances?|gamma|beta|epsilon|channels?|batch\w*|norm\w*|running|layers?|BN)\b|[γβε]"
+    for path in (HERE.parent / "bnlib" / "exercises" / "judge").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(words, text, re.IGNORECASE), (path.name, re.search(words, text, re.IGNORECASE)[0])
+        assert not re.search(r"^\s*from \.\.", text, re.MULTILINE), f"{path.name} imports from above the judge"
+
+
+def own_exercise():
+    """Return the exercise that CONTRIBUTING.md shows."""
+    text = (HERE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(code.rstrip().split("\n")) <= 40
+    scope = {}
+    exec(code, scope)
+    return scope["SOFTMAX"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "attempt"),
+    [
+        ("right", lambda x: torch.softmax(x, 1)),
+        ("along the wrong axis", lambda x: torch.softmax(x, 0)),
+        ("divided by the largest", lambda x: torch.exp(x - x.amax(1, keepdim=True))),
+        ("sign turned + along the wrong axis", lambda x: torch.softmax(-x, 0)),
+        ("another temperature", lambda x: torch.softmax(x / 3, 1)),
+        ("another temperature + logarithm + along the wrong axis", lambda x: torch.log_softmax(0.7 * x, 0)),
+        ("overflow", lambda x: x.exp() / x.exp().sum(1, keepdim=True)),
+        ("divided by the count", lambda x: (x - x.amax(1, keepdim=True)).exp() / x.shape[1]),
+        ("raises an error", lambda x: torch.softmax(x, 2)),
+        ("returns the wrong dtype", lambda x: torch.softmax(x, 1).float().double()),
+    ],
+)
+def test_a_teachers_own_exercise_is_judged_as_ours_are(wanted, attempt):
+    verdict = check(own_exercise(), attempt)
+    assert set(verdict.mistakes or ["right"]) == set(wanted.split(" + "))
+    assert "softmax" in repr(verdict)
+
+
+def test_a_teachers_own_exercise_says_its_task():
+    assert "probabilities" in repr(check(own_exercise()))
+    assert not check(own_exercise(), ...).answered

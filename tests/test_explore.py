@@ -19,6 +19,8 @@ from bnlib.explore.base import Explorer, slider
 from bnlib.explore.lesson01 import LARGEST, draw_classes, normalise
 from bnlib.explore.lesson02 import share
 from bnlib.explore.lesson03 import BATCHES, EPS, stream, walk
+from bnlib.explore.lesson06 import EXAMPLE, nudged, paths_of
+from bnlib.explore.lesson07 import NORMS, PLACES, UNSEEN, change, company
 
 EXPLORERS = {
     "gamma_beta": explore.gamma_beta,
@@ -28,6 +30,11 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "three_paths": explore.three_paths,
+    "nudge": explore.nudge,
+    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
+    "who_is_in_the_batch": explore.who_is_in_the_batch,
+    "other_data": explore.other_data,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 
@@ -112,6 +119,49 @@ def test_half_way_through_the_loops_half_is_known():
     after = walk(x, 0, 8 + 3)
     assert (len(after.means), len(after.variances), len(after.y), after.visited) == (8, 3, 0, 3)
     torch.testing.assert_close(after.means[2], after.values[:3].mean())
+
+
+@pytest.mark.parametrize(("share", "right_a"), [(0.5, 0.977), (0.75, 0.841), (0.9, 0.655), (1.0, 0.5)])
+def test_the_more_of_a_class_are_in_the_batch_the_fewer_of_it_are_recognised(share, right_a):
+    batches = [company(64, share, "train", 4.0, seed) for seed in range(200)]
+    measured = sum(batch.right_a for batch in batches) / len(batches)
+    assert batches[0].formula_a == pytest.approx(right_a, abs=1e-3)
+    assert measured == pytest.approx(right_a, abs=0.02)
+    evaluated = [company(64, share, "eval", 4.0, seed).right_a for seed in range(200)]
+    assert sum(evaluated) / 200 == pytest.approx(0.977, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_company_is_normalised_as_torch_does(mode):
+    result = company(9, 0.7, mode, 3.0, seed=2)
+    assert result.is_a.sum() == 6
+    layer = nn.BatchNorm1d(1).double().train(mode == "train")
+    layer.running_var.fill_(1 + 1.5**2)
+    torch.testing.assert_close(result.y, layer(result.x[:, None])[:, 0].detach())
+    assert result.threshold == pytest.approx(result.x.mean().item() if mode == "train" else 0.0)
+
+
+def test_a_norm_sees_what_the_table_of_lesson_07_says():
+    seen = {  # + and × on everything, channel 0 and image 0; and whether image 1 changes with image 0
+        "batch": "0 0 0 0 1 1 1",
+        "layer": "0 0 1 1 0 0 0",
+        "group": "0 0 1 1 0 0 0",
+        "instance": "0 0 0 0 0 0 0",
+        "RMS": "1 0 1 1 1 0 0",
+    }
+    for norm in NORMS:
+        changes = [change(norm, place, how, 3.0) for place in PLACES for how in "+×"]
+        marks = [max(each.largest) >= UNSEEN for each in changes] + [changes[4].largest[1] >= UNSEEN]
+        assert " ".join(str(int(mark)) for mark in marks) == seen[norm], norm
+
+
+def test_what_is_changed_and_shown_is_what_torch_computes():
+    result = change("group", "channel 0", "×", 2.0)
+    torch.testing.assert_close(result.after, functional.group_norm(result.changed, 2))
+    x = result.changed.clone()
+    x[:, 0] /= 2
+    torch.testing.assert_close(result.before, functional.group_norm(x, 2))
+    assert result.largest == (result.after - result.before).abs().amax((1, 2, 3)).tolist()
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
@@ -342,3 +392,56 @@ def test_play_goes_on_from_the_step_and_reset_stops_it():
     explorer.reset()
     assert not explorer._play.playing
     assert explorer._play.interval == 250
+
+
+@pytest.mark.parametrize("dy", [(4, 0, -1, 2, 0), (1, 1, 1, 1, 1), (1, -1, 0, -1, 1), (-1.5, -0.5, 0, 0.5, 1.5)])
+@pytest.mark.parametrize("eps", [1e-5, 1.0])
+@pytest.mark.parametrize("gamma", [4.0, -2.5, 0.0])
+def test_the_three_paths_add_up_to_autograds_gradient(dy, gamma, eps):
+    x, dy = EXAMPLE.clone().requires_grad_(), torch.tensor(dy, dtype=torch.float64)
+    y = functional.batch_norm(x[:, None], None, None, torch.tensor([gamma]).double(), None, True, 0.1, eps)
+    (expected,) = torch.autograd.grad(y, x, dy[:, None])
+    paths = paths_of(EXAMPLE, dy, gamma, eps)
+    torch.testing.assert_close(paths.dx, expected, rtol=0, atol=1e-12)
+    gain = gamma**2 / (EXAMPLE.var(correction=0) + eps)
+    torch.testing.assert_close(gain * paths.budget[-1], expected.square().sum(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("i", range(5))
+@pytest.mark.parametrize("eps", [1e-5, 1.0])
+def test_a_nudge_is_predicted_by_the_jacobians_column(i, eps):
+    def normalised(x):
+        return functional.batch_norm(x[:, None], None, None, training=True, eps=eps)[:, 0]
+
+    jacobian = torch.autograd.functional.jacobian(normalised, EXAMPLE)
+    result = nudged(EXAMPLE, i, 2.0, eps)
+    torch.testing.assert_close(result.column, jacobian[:, i], rtol=0, atol=1e-12)
+    moved = EXAMPLE + 2.0 * torch.eye(5, dtype=torch.float64)[i]
+    torch.testing.assert_close(result.after, normalised(moved), rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.predicted, result.before + 2.0 * jacobian[:, i], rtol=0, atol=1e-12)
+
+
+def test_the_captions_of_lesson_06_say_what_is_taken_away():
+    explorer = explore.three_paths()
+    assert "dx = 3, -3, -4, 3, 1" in explorer.caption
+    assert "5 lay along (1, …, 1) and 5 along x̂: 11 are left" in explorer.caption
+    for upstream, dx in (("all equal", "0, 0, 0, 0, 0"), ("alternating", "2, -2, 0, -2, 2")):
+        explorer.set(upstream=upstream)
+        assert f"dx = {dx}: direct" in explorer.caption
+    explorer = explore.nudge()
+    explorer.set(step=1000)
+    assert "-0.506, -0.501, -0.498, -0.496, 2;" in explorer.caption
+    assert "5 of the 5 predictions cannot be shown" in explorer.caption
+
+
+def test_with_the_targets_own_statistics_darkness_is_undone_and_a_single_class_is_not_told_apart():
+    from bnlib.explore.lesson09 import other_data
+
+    bright, dark = other_data(0.0, 1.0, 0.0, 0.0, 256), other_data(0.0, 0.25, 0.0, 0.0, 256)
+    assert bright.accuracy["training images"] > 0.9
+    assert dark.accuracy["training images"] < 0.6
+    assert dark.accuracy["target batch"] > 0.9
+    assert max(dark.lags["training images"]) > 0.3
+    assert max(dark.lags["target batch"]) == 0
+    zeros = other_data(0.0, 1.0, 0.0, 1.0, 256)
+    assert zeros.accuracy["target batch"] < zeros.accuracy["training images"] - 0.3

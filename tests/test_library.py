@@ -17,9 +17,9 @@ import bnlib
 
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # from the ground up; a module imports only from the floors below its own
-    {"functional", "kernels", "processes", "plots"},
-    {"layers", "compare", "data"},
-    {"models", "convert", "history", "selfcheck"},
+    {"functional", "kernels", "processes", "plots", "norm_checks"},
+    {"layers", "compare", "data", "norms", "examine"},
+    {"models", "convert", "history", "selfcheck", "folding"},
     {"checkpoint"},
     {"training"},
     {"distributed"},
@@ -57,7 +57,10 @@ def test_every_listed_name_is_there_and_an_unknown_one_is_answered_with_the_list
 
 
 def test_no_function_is_hidden_by_the_module_of_its_name():
-    code = "import bnlib.compare, bnlib.selfcheck; assert callable(bnlib.compare) and callable(bnlib.selfcheck)"
+    code = (
+        "import bnlib.compare, bnlib.examine, bnlib.selfcheck\n"
+        "assert callable(bnlib.compare) and callable(bnlib.examine) and callable(bnlib.selfcheck)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

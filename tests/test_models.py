@@ -95,6 +95,27 @@ def test_momentum_reaches_the_layers():
     assert bnlib.lenet("torch", momentum=0.3)[10].momentum == 0.3
 
 
+@pytest.mark.parametrize(
+    ("norm", "layers"),
+    [
+        ("convolutions", ["BatchNorm2d"] * 2),
+        ("group", ["GroupNorm"] * 4),
+        ("layer", ["GroupNorm"] * 4),
+        ("instance", ["InstanceNorm2d"] * 2),
+        ("none", []),
+    ],
+)
+def test_the_norms_of_lesson_07_stand_where_their_names_say(norm, layers):
+    model = bnlib.lenet(norm, activation=nn.ReLU)
+    found = [layer for layer in model if "Norm" in type(layer).__name__]
+    assert [type(layer).__name__ for layer in found] == layers
+    assert all(layer.num_groups == {"group": 2, "layer": 1}[norm] for layer in found if isinstance(layer, nn.GroupNorm))
+    assert all(layer.weight.numel() in (6, 16, 120, 84) for layer in found)
+    assert sum(isinstance(layer, nn.ReLU) for layer in model) == 4
+    assert torch.equal(model[0].weight, bnlib.lenet()[0].weight)
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+
+
 def test_the_deep_network_has_ten_convolutions_and_the_head_teacher_gives_one_mark():
     model = deep_convnet()
     assert sum(isinstance(layer, nn.Conv2d) for layer in model) == 10
@@ -105,5 +126,5 @@ def test_the_deep_network_has_ten_convolutions_and_the_head_teacher_gives_one_ma
 
 @pytest.mark.parametrize("build", [bnlib.lenet, deep_convnet, head_teacher])
 def test_an_unknown_norm_is_refused_with_the_known_ones(build):
-    with pytest.raises(ValueError, match="norm must be one of 'scratch', 'torch', 'none', got 'layer'"):
-        build("layer")
+    with pytest.raises(ValueError, match=r"norm must be one of 'scratch', 'torch', .*, 'none', got 'batch'"):
+        build("batch")

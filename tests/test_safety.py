@@ -12,6 +12,7 @@ import torch
 import bnlib
 from bnlib.compare import Comparison
 from bnlib.exercises import Verdict
+from bnlib.exercises.reading import Place
 from bnlib.explore.base import Explorer, slider
 from bnlib.selfcheck import SelfCheck
 
@@ -137,7 +138,7 @@ def texts():
         "self-check": SelfCheck({SCRIPT: SCRIPT}),
         "verdict": Verdict(
             *(SCRIPT, False, SCRIPT, (SCRIPT,)),
-            read=(2, SCRIPT),
+            read=Place(2, SCRIPT),
             example=((SCRIPT, SCRIPT),),
             expected=(SCRIPT,),
             received=(SCRIPT,),

@@ -6,7 +6,7 @@ Each is a layer that runs; that it has just the bug it should have is what `chec
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import torch
@@ -119,6 +119,38 @@ class LayerF(Layer):
         return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
 
 
+class Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):  # (N, C, H, W)
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        gain = 1 / torch.sqrt(var + eps)
+        normal = (x - mean.view(CHANNEL)) * gain.view(CHANNEL)
+        ctx.save_for_backward(normal, gain * weight)
+        return normal * weight.view(CHANNEL) + bias.view(CHANNEL)
+
+    @staticmethod
+    def backward(ctx, dy):
+        normal, gain = ctx.saved_tensors
+        n = dy.numel() // dy.shape[1]
+        dbias, dweight = dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))
+        dx = dy - dbias.view(CHANNEL) / n - normal * dweight.view(CHANNEL) / n
+        return dx * gain.view(CHANNEL), dweight, dbias, None
+
+
+class LayerG(Layer):
+    def forward(self, x):  # (N, C, H, W)
+        n = self.values_per_channel(x)
+        if self.training:
+            with torch.no_grad():
+                mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            return Normalised.apply(x, self.weight, self.bias, self.eps)
+        y = x - self.running_mean.view(CHANNEL)
+        y = y / torch.sqrt(self.running_var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
 CHOICES = {  # the names to choose from, and how else readers put them
     "biased variance": r"\bbiased|divid\w* by n\b(?! ?[-−])",
     "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
@@ -137,26 +169,40 @@ CHOICES = {  # the names to choose from, and how else readers put them
     "mode taken from grad mode": r"is_grad_enabled|grad mode",
     "plain attributes": r"attribute|register_buffer|not (a )?buffers?\b",
 }
+SAVED = {
+    "intermediates saved for the backward pass": r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)"
+}
+SAVED_CAUSE = (
+    "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an output; so "
+    "the second derivative is wrong in silence: save the inputs, and compute the rest from them"
+)
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A layer with a bug: a notebook shows its code and the names to choose from."""
+    """A layer with a bug: a notebook shows its code and the names to choose from.
+
+    helper   what else its code is made of
+    choices  the names, and how else readers put them
+    """
 
     letter: str
     layer: type
     answer: str
+    helper: type | None = None
+    choices: dict = field(default_factory=lambda: CHOICES)
 
     @property
     def source(self):
         """The code, by inspection, after that of the class it builds on."""
-        return f"CHANNEL = {CHANNEL}\n\n\n{inspect.getsource(Layer)}\n\n{inspect.getsource(self.layer)}"
+        parts = [Layer, *[self.helper] * (self.helper is not None), self.layer]
+        return "\n\n".join([f"CHANNEL = {CHANNEL}\n", *map(inspect.getsource, parts)])
 
     def __repr__(self):
-        return f"{self.source}\nWhich bug? One of: {'; '.join(CHOICES)}."
+        return f"{self.source}\nWhich bug? One of: {'; '.join(self.choices)}."
 
     def _repr_html_(self):
-        names = "".join(f"<li>{escape(name)}</li>" for name in CHOICES)
+        names = "".join(f"<li>{escape(name)}</li>" for name in self.choices)
         code = f'<pre style="white-space: pre; overflow-x: auto">{escape(self.source)}</pre>'  # it scrolls, unbroken
         return f"{code}<p>Layer {self.letter} has one bug. Which?</p><ul>{names}</ul>"
 
@@ -170,6 +216,7 @@ BUGS = {
         Bug("D", LayerD, "beta before gamma"),
         Bug("E", LayerE, "mean and variance detached from the gradient"),
         Bug("F", LayerF, "running statistics updated in eval"),
+        Bug("G", LayerG, *SAVED, helper=Normalised, choices=CHOICES | SAVED),
     )
 }
 
@@ -181,7 +228,7 @@ class SpotTheBug:
     place = Place(3, "Spot the bug")
     signature = 'spot_the_bug = {"A": "name of the bug", ...}'
     asks = (
-        "Each of the layers A to F has one bug: give its name, as a dict from letter to name; "
+        "Each of the layers A to G has one bug: give its name, as a dict from letter to name; "
         'bnlib.exercises.bugs["A"] shows the first.'
     )
 
@@ -206,17 +253,8 @@ class SpotTheBug:
             return Verdict(self.name, True, lines)
         wrong = next(letter for letter, (result, _) in judged.items() if not result)
         shown = LAYER.judge(BUGS[wrong].layer)
-        return Verdict(
-            self.name,
-            False,
-            lines,
-            (f"another bug in layer {wrong}",),
-            read=shown.read,
-            example=shown.example,
-            expected=shown.expected,
-            received=shown.received,
-            shown=shown.shown,
-        )
+        names = (f"another bug in layer {wrong}",)
+        return replace(shown, exercise=self.name, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""
@@ -224,13 +262,13 @@ class SpotTheBug:
             return None, "not answered yet"
         names = meant(str(answer))
         known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS, MODE, ATTRIBUTES)
-        cause = {mistake.name: mistake.cause for mistake in known}
+        cause = {mistake.name: mistake.cause for mistake in known} | dict.fromkeys(SAVED, SAVED_CAUSE)
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {cause[bug.answer]}"
         if len(names) > 1:
             return False, f"name one bug, not {' and '.join(sorted(names))}"
         if not names:
-            return False, f"{str(answer)!r} is none of the names: {'; '.join(CHOICES)}"
+            return False, f"{str(answer)!r} is none of the names: {'; '.join(bug.choices)}"
         (name,) = names
         return False, f"not “{name}”. That would be: {cause[name]}. It is not so here"
 
@@ -238,9 +276,10 @@ class SpotTheBug:
 def meant(answer):
     """Return the names of the bugs that an answer in words may mean: its own name alone, if it is one."""
     words = " ".join(answer.lower().split())
-    if words in CHOICES:
+    choices = CHOICES | SAVED
+    if words in choices:
         return {words}
-    return {name for name, pattern in CHOICES.items() if re.search(pattern, words)}
+    return {name for name, pattern in choices.items() if re.search(pattern, words)}
 
 
 SPOT_THE_BUG = SpotTheBug()

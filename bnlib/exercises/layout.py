@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from .formula import average, batch
 from .judge import Case, Exercise, Mistake, one_of
-from .mistakes import FIXED, SQUARES
+from .mistakes import FIXED, SQUARES, WRONG_AXES
 from .reading import Place
 from .statistics import BY_HAND, drawn_rows
 
@@ -81,11 +81,7 @@ LAYOUTS = (
         also=[dict(how=lambda x: x[:, :, 0]), dict(how=lambda x: x[:, :, -1])],
     ),
     Mistake("one sample only", f"one sample is left; {LOST}", how=lambda x: x[0].T),
-    Mistake(
-        "channels in another order",
-        "the columns are the channels, but not in the order of x",
-        how=lambda x: as_2d(x).flip(1),
-    ),
+    Mistake("channels in another order", "a column is a channel, but not that of x", how=lambda x: as_2d(x).flip(1)),
     Mistake("already normalised", "the numbers are normalised; only their layout is asked for", how=standardized),
 )
 
@@ -159,14 +155,8 @@ def give_back(
 
 DIVIDED = "BN divided by √(var + ε)"
 INVERSES = (
-    Mistake(
-        "unbiased variance",
-        f"γ holds the variance ÷ (N − 1); {DIVIDED} with the biased one, ÷ N: `correction=0`",
-        by="n - 1",
-    ),
-    Mistake(
-        "epsilon missing", f"γ is the plain standard deviation; {DIVIDED}, so γ has to hold ε too", place="missing"
-    ),
+    Mistake("unbiased variance", f"γ holds the variance ÷ (N − 1); {DIVIDED} with ÷ N: `correction=0`", by="n - 1"),
+    Mistake("epsilon missing", f"γ is the standard deviation alone; {DIVIDED}, with ε in it", place="missing"),
     Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", place="outside"),
     Mistake("variance instead of standard deviation", f"γ is the variance; {DIVIDED}, so a root is missing", power=1),
     Mistake("gamma and beta swapped", "β comes first; return γ, the scale √(var + ε), then β, the mean", order="β, γ"),
@@ -186,12 +176,8 @@ INVERSES = (
         scale="inverse",
         shift="minus, divided",
     ),
-    Mistake(
-        "statistics over the wrong axes", "they are each row's (dim=1); each column is a channel: dim=0", over=(1,)
-    ),
-    Mistake(
-        "statistics over the wrong axes", "they are the whole table's; each column is a channel: dim=0", over=(0, 1)
-    ),
+    Mistake(WRONG_AXES, "they are each row's (dim=1); each column is a channel: dim=0", over=(1,)),
+    Mistake(WRONG_AXES, "they are the whole table's; each column is a channel: dim=0", over=(0, 1)),
     Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", place="subtracted"),
     Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),

@@ -9,7 +9,7 @@ from .judge import Mistake, rarely
 
 
 def around_either(**knobs):
-    """Return the variants of a mistake in the mean: the squares taken around the mistaken mean, or around the right one."""
+    """Return the variants of a mistake in the mean: the squares are taken around it, or around the right one."""
     return [knobs, {**knobs, "around": "true mean"}]
 
 
@@ -242,8 +242,8 @@ ROWS = (
 )
 RESHAPED = Mistake(
     "reshaped without permute",
-    "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last axis "
-    "first, x.movedim(1, -1)",
+    "`reshape` moves no number, it cuts the same sequence elsewhere, so channels are mixed: bring them to the last "
+    "axis first, x.movedim(1, -1)",
     also=[dict(over="reshape(-1, C)"), dict(over="reshape(C, -1)")],
 )
 IMAGES = (
@@ -257,8 +257,8 @@ IMAGES = (
     RESHAPED,
     Mistake(
         "permuted in, reshaped out",
-        "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they are "
-        "mixed: undo the permute",
+        "the channels are brought to one side on the way in, but on the way back the result is only reshaped, so they "
+        "are mixed: undo the permute",
         also=[dict(over="rows, reshaped back"), dict(over="(C, -1), reshaped back")],
     ),
     *rarely(
@@ -291,17 +291,6 @@ OTHER = Mistake(
 
 FORMULA = "y = x̂ · γ + β"
 AFFINE = (
-    Mistake(
-        "not normalised",
-        f"x is neither centred nor divided before γ and β are applied; {FORMULA}",
-        centre="none",
-        spread="nothing",
-    ),
-    Mistake(
-        "gamma and beta before the normalization",
-        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
-        order="before",
-    ),
     Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
     Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
     Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
@@ -325,14 +314,6 @@ AFFINE = (
         Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
         Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
-        Mistake(
-            "gamma on x alone",
-            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
-            order="γ on x",
-        ),
-        Mistake(
-            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
-        ),
         Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
         Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
         Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
@@ -359,13 +340,37 @@ AFFINE = (
     ),
 )
 
+INTERTWINED = (  # γ and β within what is normalised
+    Mistake(
+        "not normalised",
+        f"x is neither centred nor divided before γ and β are applied; {FORMULA}",
+        centre="none",
+        spread="nothing",
+    ),
+    Mistake(
+        "gamma and beta before the normalization",
+        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
+        order="before",
+    ),
+    *rarely(
+        Mistake(
+            "gamma on x alone",
+            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
+            order="γ on x",
+        ),
+        Mistake(
+            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
+        ),
+    ),
+)
+
 # ---- loops
 
 ADDED = "N·H·W numbers were added"
 LOOPS = rarely(
     Mistake(
         "loop over N instead of C",
-        "the loop over the channels runs to the number of images, so that later channels are left out, or there are too few",
+        "the loop over channels runs to the number of images: later channels are left out, or there are too few",
         looped="N",
     ),
     Mistake(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from .formula import batch, normalise
 from .judge import Case, Exercise, one_of
-from .mistakes import AFFINE, FIXED, OF_GRADES, OF_IMAGES, OTHER
+from .mistakes import AFFINE, FIXED, INTERTWINED, OF_GRADES, OF_IMAGES, OTHER
 from .reading import Place
 
 # ---- inputs
@@ -193,7 +193,7 @@ BATCH_NORM = Exercise(
     signature="batch_norm(x (N, C, H, W), gamma (C,), beta (C,), eps) -> y (N, C, H, W)",
     asks="Normalise each channel with its mean and biased variance, ε inside the root; then multiply by γ and add β.",
     formula=lambda x, gamma, beta, eps, **knobs: normalise(x, eps, gamma, beta, **knobs),
-    mistakes=(*OF_IMAGES, *AFFINE, FIXED),
+    mistakes=(*OF_IMAGES, *INTERTWINED, *AFFINE, FIXED),
     cases=image_cases(affine=True),
     drawn=drawn_images(affine=True),
     tracked=("x", "gamma", "beta"),

@@ -356,7 +356,7 @@ RUNNING_MISTAKES = (
     *axes_mistakes("NCHW", AXES_4D, PIXELS, var_by="n", factor="n/(n-1)"),
     Mistake(
         WRONG_AXES,
-        f"mean and variance are taken over N, dim=0, each pixel for itself, so that the results are (C, H, W); {PIXELS}",
+        f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {PIXELS}",
         over=(0,),
         laid="first",
     ),
@@ -368,8 +368,8 @@ RUNNING_MISTAKES = (
     ),
     Mistake(
         "statistics keep their axes",
-        "mean and variance are (1, C, 1, 1), so that beside the running ones, (C,), the results broadcast to another shape, "
-        "(1, C, 1, C)",
+        "mean and variance are (1, C, 1, 1), so that beside the running ones, (C,), the results broadcast to "
+        "another shape, (1, C, 1, C)",
         laid="keepdim",
     ),
     Mistake(

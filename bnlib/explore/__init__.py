@@ -11,6 +11,11 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "train_eval_gap": ("lesson04", "TrainEvalGap"),
     "train_it_yourself": ("lesson05", "TrainItYourself"),
     "inside_the_layers": ("lesson05", "InsideTheLayers"),
+    "three_paths": ("lesson06", "ThreePaths"),
+    "nudge": ("lesson06", "NudgeOne"),
+    "what_a_norm_does_not_see": ("lesson07", "WhatANormDoesNotSee"),
+    "who_is_in_the_batch": ("lesson07", "WhoIsInTheBatch"),
+    "other_data": ("lesson09", "OtherData"),
 }
 __all__ = list(_HOME)
 

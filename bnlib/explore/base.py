@@ -56,6 +56,7 @@ class Explorer(widgets.VBox):
         class Spread(Explorer):
             name = "spread"                 # the function's name in bnlib.explore
             size = (6.8, 3.6)               # inches at 100 dots: 680 x 360 pixels
+            grid = {"n": [2, 4, 8, 16, 64]} # where no Python runs, on the course's pages, the slider stops here
 
             def __init__(self):
                 n = slider("Batch size (values)", 8, 2, 64, tooltip="How many values share one mean")
@@ -76,22 +77,30 @@ class Explorer(widgets.VBox):
     `axes_moved()`, called in `show`, has everything drawn anew, for the changes that move an axis, a title or a tick.
     `set(n=16)` moves several controls at once, `reset()` puts all back; extend it where more than controls can change.
     `limit("n", 32)`, in `show`, moves a slider's end.
-    `caption` is the caption as plain text, `png()` the picture. Moving artists are drawn in the order of their
-    `zorder`, over all that is still; moving texts last (upright, without box or mathtext: Pillow writes them, faster).
+    `caption` is the caption as plain text, `png()` the picture; `failed` says whether both are a message. Moving
+    artists are drawn in the order of their `zorder`, over all that is still; moving texts last (upright, without box or
+    mathtext: Pillow writes them, faster).
+
+    `grid` holds the stops of the controls that have too many values to record every state: on a page without Python
+    the picture of each of its states was drawn before. The start's values belong to it; {} is every value of all.
     """
 
     name: ClassVar[str]
     size: ClassVar[tuple[float, float]] = (6.8, 3.6)
+    grid: ClassVar[dict[str, list] | None] = None
 
     def __init__(self, controls, buttons=()):
         self.controls = dict(controls)
+        self.buttons = list(buttons)
         self.caption = ""
+        self.failed = False
         self._start = self.values()
         self._width = f"{self.size[0] * DPI:.0f}px"
         self._setting = False
         self._lock = threading.RLock()
         self._moving = []
         self._background = None
+        self._painter = None
         self.figure = Figure(self.size, dpi=DPI)
         self._canvas = FigureCanvasAgg(self.figure)
         with mpl.rc_context(STYLE):
@@ -104,7 +113,7 @@ class Explorer(widgets.VBox):
         reset = button("Reset", self.reset, icon="undo", tooltip="Put every control back to where it started")
         for control in self.controls.values():
             control.observe(self._changed, "value")
-        knobs = self._row(self.controls.values()), self._row([*buttons, reset])
+        knobs = self._row(self.controls.values()), self._row([*self.buttons, reset])
         super().__init__([*knobs, self._picture, self._words])
         replace(self)
         self.refresh()
@@ -161,11 +170,15 @@ class Explorer(widgets.VBox):
                 return
             try:
                 self.caption = self.show(**self.values())
-                failed = False
+                self.failed = False
             except Exception as error:  # in a widget's callback it would go to a log that nobody reads
                 self.caption = f"This cannot be shown: {error}"
-                failed = True
-            self._draw(failed)
+                self.failed = True
+            if self._painter:
+                stale, self._background = self._background is None, self._painter
+                self._painter(stale)
+                return
+            self._draw()
             self._picture.value = b"data:image/png;base64," + base64.b64encode(self.png())
             # a new element each time: ipywidgets keeps role and aria-live, and has no other place to put them
             self._words.value = CAPTION.format(html.escape(self.caption))
@@ -184,6 +197,19 @@ class Explorer(widgets.VBox):
         """Return the picture as it is now, PNG bytes."""
         return encode(self._page)
 
+    def paint_with(self, painter):
+        """Draw no pixels from now on: call `painter(stale)` at each change, `stale` if the still part changed, too.
+
+        The painter finds the still part in `figure` (drawn by `figure.draw(renderer)`), the rest in `moving()`.
+        """
+        self._painter = painter
+        self.axes_moved()
+        self.refresh()
+
+    def moving(self):
+        """Return the moving artists in the order in which they are drawn: shapes, then texts."""
+        return sorted(self._moving, key=lambda artist: (isinstance(artist, Text), artist.get_zorder()))
+
     def _row(self, children):
         return widgets.HBox(
             list(children), layout=widgets.Layout(flex_flow="row wrap", align_items="center", max_width=self._width)
@@ -193,19 +219,19 @@ class Explorer(widgets.VBox):
         if not self._setting:
             self.refresh()
 
-    def _draw(self, failed):
+    def _draw(self):
         if self._background is None:
             with mpl.rc_context(STYLE):  # ticks are made while drawing
                 self._canvas.draw()
             self._background = self._canvas.copy_from_bbox(self.figure.bbox)
         self._canvas.restore_region(self._background)
-        moving = [] if failed else sorted(self._moving, key=lambda artist: artist.get_zorder())
+        moving = [] if self.failed else self.moving()
         for artist in moving:
             if not isinstance(artist, Text):
                 artist.draw(self._canvas.get_renderer())
         size = self._canvas.get_width_height()
         self._page = Image.frombuffer("RGBA", size, self._canvas.buffer_rgba()).convert("RGB")
-        if failed:
+        if self.failed:
             lines, font = textwrap.fill(self.caption, 64), pillow_font("sans-serif", "normal", 18)
             ImageDraw.Draw(self._page).text((size[0] / 2, size[1] / 2), lines, "black", font, "mm")
         for artist in moving:
@@ -225,9 +251,11 @@ class Redrawn(Explorer):
     """An explorer of something drawn at random, from `seed`, with a button that draws another; Reset draws the first.
 
     tooltip  what the button Draw again draws
+    draws    how many are recorded for a page without Python
     """
 
     seed = 0
+    draws: ClassVar[int] = 2
 
     def __init__(self, controls, tooltip):
         super().__init__(controls, [button("Draw again", self._draw_again, icon="refresh", tooltip=tooltip)])

@@ -1,6 +1,7 @@
 """The explorers of lesson 01: what γ, β and ε do to grades, and how many students a mean needs."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ LARGEST = 128  # students in the largest class
 CLASSES = 200  # classes drawn
 MANY = 40  # students; with more, lines from ruler to ruler would hide the dots
 RULER = (-25, 125)  # points
+GAMMAS = [-25.0, -20.0, -15.0, -10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 25.0]
 
 
 @dataclass
@@ -41,6 +43,7 @@ class GammaBeta(Explorer):
 
     name = "gamma_beta"
     size = (6.8, 4.1)
+    grid: ClassVar = {"gamma": GAMMAS, "beta": [float(beta) for beta in range(-20, 121, 10)]}
 
     def __init__(self, grades=None):
         if grades is None:
@@ -168,6 +171,7 @@ class ClassSize(Redrawn):
 
     name = "class_size"
     size = (6.8, 4.2)
+    grid: ClassVar = {"students": [*range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8)]}
 
     def __init__(self, grades=None):
         self._grades, self._subjects = checked(school(1000) if grades is None else grades)

@@ -1,6 +1,7 @@
 """The explorer of lessons 02 and 04: which numbers of a tensor share one mean and one variance."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from matplotlib.collections import PolyCollection
@@ -82,6 +83,7 @@ class WhoSharesAMean(Explorer):
 
     name = "who_shares_a_mean"
     size = (6.8, 3.9)
+    grid: ClassVar = {}
 
     def __init__(self, face="layouts"):
         if face not in READINGS:

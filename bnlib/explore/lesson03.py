@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from ipywidgets import Play
@@ -14,6 +15,7 @@ from .base import Explorer, Redrawn, button, choice, slider
 EPS = 1e-5
 BATCHES = 200  # in the stream
 LARGEST = 64  # values in the largest batch
+MOMENTA = [0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0]
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Loops(Explorer):
 
     name = "loops"
     size = (6.8, 4.8)
+    grid: ClassVar = {}
 
     def __init__(self, x=None):
         if x is None:
@@ -251,6 +254,7 @@ class RunningStatistics(Redrawn):
 
     name = "running_statistics"
     size = (6.8, 4.6)
+    grid: ClassVar = {"size": [*range(1, 11), 12, 16, 20, 24, 32, 48, 64], "momentum": MOMENTA}
 
     def __init__(self, population=None):
         if population is None:

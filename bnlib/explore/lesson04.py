@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from matplotlib.collections import LineCollection
@@ -16,6 +17,8 @@ BATCHES = 200  # a layer can have seen
 LARGEST = 64  # images in the largest batch
 SIDE = 4  # pixels
 SHOWN = 9  # pixels of a batch that are marked
+MOMENTA = [0.01, 0.03, 0.1, 0.3, 0.5, 1.0]
+SEEN = [*range(7), 8, 10, 12, 15, 20, 25, 30, 40, 50, 75, 100, 150, 200]
 
 
 @dataclass
@@ -64,6 +67,7 @@ class TrainEvalGap(Redrawn):
 
     name = "train_eval_gap"
     size = (6.8, 3.9)
+    grid: ClassVar = {"size": [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64], "momentum": MOMENTA, "seen": SEEN}
 
     def __init__(self):
         controls = {

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from matplotlib.lines import Line2D
@@ -96,6 +96,12 @@ class TrainItYourself(Explorer):
 
     name = "train_it_yourself"
     size = (6.8, 4.8)
+    grid: ClassVar = {
+        "norm": ["scratch", "none"],
+        "batch_size": [8, 64, 256],
+        "momentum": [0.01, 0.1, 1.0],
+        "epochs": [EPOCHS],
+    }
 
     def __init__(self, images=None):
         self._images = images
@@ -236,6 +242,7 @@ class InsideTheLayers(Explorer):
 
     name = "inside_the_layers"
     size = (6.8, 4.4)
+    grid: ClassVar = {}
 
     def __init__(self, recordings):
         self._recordings = list(recordings)
@@ -260,7 +267,7 @@ class InsideTheLayers(Explorer):
 
     @staticmethod
     @torch.no_grad()
-    def record(model, x, values=400):
+    def record(model, x, values=200):
         """Return what goes through the normalization layers of `model` for x (N, ...): {layer's number: Recording}.
 
         Layers are counted from 1 among those that hold no others, as lesson 05 numbers them. At most `values` values
@@ -339,7 +346,9 @@ def sample(x, most):
     """Return at most `most` values of each channel of x (N, C, *), evenly spaced, as (C, values) on the CPU."""
     rows = x.transpose(0, 1).flatten(1)  # (C, n)
     kept = rows[:, :: -(-rows.shape[1] // most)]
-    return kept.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)  # the rest can be forgotten
+    kept = kept.to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)  # the rest can be forgotten
+    share, power = torch.frexp(kept)
+    return torch.ldexp((2048 * share).round() / 2048, power)  # 11 binary digits: what a picture shows, stored in half
 
 
 def frequencies(values, edges):

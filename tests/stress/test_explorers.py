@@ -23,6 +23,11 @@ EXPLORERS = {
     "loops": explore.loops,
     "running_statistics": explore.running_statistics,
     "train_eval_gap": explore.train_eval_gap,
+    "three_paths": explore.three_paths,
+    "nudge": explore.nudge,
+    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
+    "who_is_in_the_batch": explore.who_is_in_the_batch,
+    "other_data": explore.other_data,
     "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
     "inside_the_layers": lambda: explore.inside_the_layers(
         [explore.inside_the_layers.record(lenet(seed=seed), IMAGES.train_images) for seed in range(3)]

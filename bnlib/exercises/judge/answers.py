@@ -89,7 +89,7 @@ def by_hand(outputs):
 def read(value, names, wanted, dtype):
     """Return (tensors, mistakes of form) of an answer; no tensors where the form cannot be mended.
 
-    names   of the results, such as ("mean", "var")
+    names   of the results, such as ("low", "high")
     wanted  the right tensors, for their number and shapes
     dtype   that of the input, and so of the answer
     """

@@ -33,7 +33,7 @@ def observed(exercise, guard, attempt):
 
 
 def diagnosed(exercise, seen):
-    """Return the mistakes and the evidence for a Verdict, given what was seen on each case; no mistakes if all is right."""
+    """Return the mistakes, none if all is right, and the evidence for a Verdict, given what was seen on each case."""
     for trouble in (either for case in seen for either in (seen[case].trouble, seen[case].gradient_trouble) if either):
         if trouble.kind == "stopped":
             return [Mistake(ENDLESS, f"{exercise.name} {trouble.text}")], {}
@@ -70,7 +70,7 @@ def diagnosed(exercise, seen):
 
 
 def explained(exercise, seen, sets):
-    """Return the mistakes that explain everything: values, by a set for each result, errors, gradients; None if none."""
+    """Return the mistakes that explain everything: values (`sets` has each result's), errors, gradients; or None."""
     if None in sets:
         return None
     bends = united(exercise, sets)
@@ -96,7 +96,7 @@ def breaks_down(exercise, case, bends):
 
 
 def united(exercise, sets):
-    """Return the bends of several results as one set, those that together are an entry of the catalogue as that entry."""
+    """Return the bends of several results as one set; those that together are an entry of the catalogue as that."""
     bends = []
     for bend in (bend for found in sets for bend in found or ()):
         bends += [bend] if bend.knobs not in [other.knobs for other in bends] else []
@@ -111,11 +111,9 @@ def in_part(exercise, sets):
     """Return the mistakes that explain some results, and which are left; None where that says nothing."""
     known = united(exercise, sets)
     unknown = [name for name, found in zip(exercise.results, sets, strict=True) if found is None]
-    return (
-        [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")]
-        if known
-        else None
-    )
+    if not known or not unknown:
+        return None
+    return [*(bend.mistake for bend in known), Mistake(UNKNOWN, f"{' and '.join(unknown)} is not right")]
 
 
 def at_times(exercise, seen, wrong):

@@ -1,4 +1,4 @@
-"""An exercise as data: the right formula, whose keyword arguments ("knobs") bend it; the mistakes; the inputs to try."""
+"""An exercise as data: the formula, whose keyword arguments ("knobs") bend it, the mistakes, the inputs to try."""
 
 import re
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Which mistakes explain what an attempt returned.
 
-First the values: nothing, each mistake of the catalogue, common pairs; then more at once, by adding to the sets that come
-closest whatever brings them closer still. A number that is in no list is solved for. Then the gradients, given what
-explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
+First the values: nothing, each mistake of the catalogue, common pairs; then more at once, by adding to the sets that
+come closest whatever brings them closer still. A number that is in no list is solved for. Then the gradients, given
+what explains the values. A set of mistakes counts only if the formula bent by it gives the values on every input.
 """
 
 from functools import cache
@@ -57,7 +57,8 @@ class Explainer:
         shown = {*self.telling, self.other}
         self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
-        self.small = {case for case in calm if min(case.main.shape) == 1}
+        small = {case for case in calm if min(case.main.shape) == 1}
+        self.small = small if 2 * len(small) <= len(calm) else set()
         self.ordered = sorted(calm, key=lambda case: case in self.small)
         self.but_for_small = None
         self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
@@ -301,4 +302,6 @@ def apart_by(rows, target):
     """Return how far each row is from the target: the average order of magnitude by which numbers differ."""
     off = np.abs(rows - target) / (1 + np.abs(target))
     same = np.isnan(rows) & np.isnan(target) | (rows == target)
-    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).mean(-1)
+    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).sum(-1) / max(
+        target.size, 1
+    )

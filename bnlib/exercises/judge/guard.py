@@ -80,8 +80,10 @@ class Guard:
             worker = threading.Thread(target=work, daemon=True)
             worker.start()
             try:
-                for _ in range(int(SECONDS / SLICE)):  # in slices, so that a sleeping laptop costs one and not all
+                left = SECONDS
+                while worker.is_alive() and left > 0:  # in slices, so that a sleeping laptop costs one and not all
                     worker.join(SLICE)
+                    left -= 0.0 if is_importing(worker) else SLICE
             finally:
                 stop(worker)
                 logging.root.handlers[:] = handlers  # without one that logging made to write into `printed`
@@ -92,6 +94,14 @@ class Guard:
             text = f"did not return within {SECONDS:g} seconds and was stopped: look for a loop without an end"
             return None, Trouble("stopped", text)
         return None, what_was_raised(error)
+
+
+def is_importing(worker):
+    """Return whether a thread is loading a module, which may take long, and must not be left half done."""
+    frame = sys._current_frames().get(worker.ident)
+    while frame is not None and "importlib._bootstrap" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None
 
 
 def stop(worker):

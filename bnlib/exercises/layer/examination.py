@@ -54,13 +54,13 @@ class Layer:
 
     def judge(self, attempt):
         """Return the Verdict on a class."""
-        forward, called = getattr(attempt, "forward", None), getattr(attempt, "__call__", None)
+        forward, called = (getattr(attempt, name, None) for name in ("forward", "__call__"))
         bare = forward is nn.Module.forward and called is nn.Module.__call__
         if is_stub(forward) or bare or (forward is nn.Module.forward and is_stub(called)):
             return unanswered(self)
         right = (
-            "Both modes, gradients, parameters and buffers do what torch.nn's do, over several batches, frozen, copied, "
-            "moved and reloaded."
+            "Both modes, gradients, parameters and buffers do what torch.nn's do, over several batches, frozen, "
+            "copied, moved and reloaded."
         )
         fits = callable(attempt) and not isinstance(attempt, nn.Module)
         verdict = judged(self, attempt, right, fits, "Layer", "class")
@@ -383,11 +383,11 @@ class Examination:
         return True
 
     def changes_first(self):
-        """Return whether the first training batch enters statistics otherwise than it does from a mean 0 and variance 1."""
+        """Return whether the first training batch enters otherwise than it would from a mean 0 and variance 1."""
 
         def from_start():
             state = {role: torch.full((3,), ROLES[role][1]) for role in RUNNING}
-            y, after = called(self.make(3).train(), PAST[0].clone(), state, self)
+            after = called(self.make(3).train(), PAST[0].clone(), state, self)[1]
             return [after[role].detach().flatten() for role in RUNNING]
 
         first = self.after((PAST[0], True))

@@ -32,8 +32,8 @@ NO_RUNNING = Mistake(
 )
 SHAPED = Mistake(
     "shaped {}",
-    "the {} shaped {}; keep (C,), as torch.nn does, and give it another shape in the forward pass only, or a `state_dict` of "
-    "torch.nn does not fit",
+    "the {} shaped {}; keep (C,), as torch.nn does, and give it another shape in the forward pass only, or a "
+    "`state_dict` of torch.nn does not fit",
 )
 GRAPH = Mistake(
     "running statistics carry the graph",
@@ -88,32 +88,32 @@ STARTS = {
 }
 NOT_FORWARD = Mistake(
     "__call__ instead of forward",
-    "the class defines `__call__`, where a module defines `forward`: nn.Module's own `__call__` calls it, and runs hooks",
+    "the class defines `__call__`, where a module defines `forward`, which nn.Module's own `__call__` calls",
 )
 FIRST_CALL = Mistake(
     "made in the first call",
-    "{} made by the first call of `forward`: before it there is nothing for an optimizer or a `state_dict` to find; make "
-    "them in `__init__`",
+    "{} made by the first call of `forward`: before it there is nothing for an optimizer or a `state_dict` to find; "
+    "make them in `__init__`",
 )
 UNTRAINED = Mistake(
     "evaluation before training fails",
-    "eval() of a layer that was never trained raises {}: the statistics have to be tensors from the start, the mean 0 and "
-    "the variance 1",
+    "eval() of a layer that was never trained raises {}: the statistics have to be tensors from the start, the mean 0 "
+    "and the variance 1",
 )
 HANGS = Mistake(
     "update hangs on requires_grad",
-    "the running statistics are updated otherwise when {}; whether something is learned has nothing to do with them, use "
-    "`self.training`",
+    "the running statistics are updated otherwise when {}; whether something is learned has nothing to do with them, "
+    "use `self.training`",
 )
 EARLIER = Mistake(
     "depends on earlier batches",
-    "in train(), the same input with the same statistics gives something else from the second training batch on: look at what "
-    "the layer keeps beside them",
+    "in train(), the same input with the same statistics gives something else from the second batch on: look at "
+    "what the layer keeps beside them",
 )
 FIRST_BATCH = Mistake(
     "first batch enters otherwise",
-    "after the first training batch the running statistics are not what they become from a mean of 0 and a variance of 1: they "
-    "start as something else, or the first batch is stored in full",
+    "after the first training batch the statistics are not what they become from a mean of 0 and a variance of 1: "
+    "they start as something else, or the first batch is stored in full",
 )
 FIRST_FOR_EVER = Mistake(
     "the first batch's statistics for ever",

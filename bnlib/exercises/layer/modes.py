@@ -72,18 +72,18 @@ EVALUATES = (
     UNCHANGED,
     Mistake(
         "evaluation uses the batch's mean",
-        "eval() subtracts the batch's own mean, and divides by the running variance's root; both have to be the running ones",
+        "eval() subtracts the batch's own mean, not the running one",
         stored="batch's mean",
     ),
     Mistake(
         "evaluation uses the batch's variance",
-        "eval() subtracts the running mean, and divides by the batch's own variance's root; both have to be the running ones",
+        "eval() divides by the root of the batch's own variance, not of the running one",
         stored="batch's variance",
     ),
     Mistake(
         "correction in evaluation",
-        "eval() multiplies the running variance by n / (n − 1), n of the batch to predict on: its answer depends on the batch's "
-        "size; the correction belongs to the update",
+        "eval() multiplies the running variance by n / (n − 1), n of the batch at hand: its answer depends on the "
+        "batch's size; the correction belongs to the update",
         stored="corrected",
     ),
     Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),

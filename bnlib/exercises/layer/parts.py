@@ -71,7 +71,7 @@ def roles(found, channels):
 
 
 def told_by_training(before, after, names, channels):
-    """Return the roles of statistics that no name tells: of a batch far below 0 the mean falls, and the variance grows."""
+    """Return the roles of statistics that no name tells: a batch far below 0 moves the mean down, the variance up."""
     found = {}
     for name, part in after.items():
         start = before[name].tensor if name in before else torch.zeros(())
