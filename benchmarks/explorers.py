@@ -27,6 +27,7 @@ EXPLORERS = (  # train_it_yourself is left out: its sliders only choose what to 
     "nudge()",
     "what_a_norm_does_not_see()",
     "who_is_in_the_batch()",
+    "many_machines()",
     "other_data()",
     "inside_the_layers([explore.inside_the_layers.record(lenet(seed=k), torch.rand(64, 1, 28, 28)) for k in range(3)])",
 )

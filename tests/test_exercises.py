@@ -521,7 +521,8 @@ def test_the_readers_own_network_is_left_as_it_was():
 
 @pytest.mark.parametrize("bug", bugs.values(), ids=list(bugs))
 def test_each_layer_to_look_at_has_the_bug_it_should_have_and_no_other(bug):
-    outwardly = {"right"} if bug.letter == "G" else {bug.answer}  # G's bug shows in the second derivative alone
+    hidden = "GH"  # the bug of G shows in the second derivative alone, of H in several processes
+    outwardly = {"right"} if bug.letter in hidden else {bug.answer}
     assert names("layer", bug.layer) == outwardly
     assert check("spot_the_bug", {bug.letter: bug.answer.upper()}).ok
     assert bug.source in repr(bug)
@@ -543,6 +544,7 @@ def test_bugs_may_be_named_in_other_words():
         "E": "statistics detached",
         "F": "updates its statistics in eval too",
         "G": "wrong second derivative",
+        "H": "all_reduce has no backward",
     }
     assert check("spot_the_bug", answers).ok
 

@@ -34,6 +34,7 @@ EXPLORERS = {
     "nudge": explore.nudge,
     "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
     "who_is_in_the_batch": explore.who_is_in_the_batch,
+    "many_machines": explore.many_machines,
     "other_data": explore.other_data,
 }
 every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)

@@ -28,6 +28,7 @@ from .judge.guard import global_state_kept, nothing_on_stderr
 from .layer.examination import LAYER
 from .layout import AS_2D, GIVE_BACK
 from .lenet import LENET
+from .many_machines import SYNC_STATS
 from .normalise import BATCH_NORM, BATCH_NORM_LOOPS, STANDARDIZE
 from .norms import AXES_QUIZ, GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM
 from .production import FOLD, FREEZE, WHAT_IS_WRONG, patients
@@ -42,6 +43,7 @@ EXERCISES = {
         *(BATCH_NORM, LAYER, LENET, SPOT_THE_BUG),
         *(BATCH_NORM_BACKWARD, NUMERICAL_GRADIENT, SWALLOWED),
         *(GROUP_NORM, MASKED_BATCH_NORM, RMS_NORM, AXES_QUIZ),
+        SYNC_STATS,
         *(FOLD, FREEZE, WHAT_IS_WRONG),
     )
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from .judge import Mistake, Verdict
@@ -151,6 +152,29 @@ class LayerG(Layer):
         return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
 
 
+class LayerH(Layer):  # run in several processes, each with its share of the batch
+    def forward(self, x):  # (N, C, H, W)
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            count = x.new_full((1,), self.values_per_channel(x))
+            n, sums = total(torch.cat([count, x.sum((0, 2, 3))])).tensor_split([1])
+            mean = sums / n
+            var = total((x - mean.view(CHANNEL)).square().sum((0, 2, 3))) / n
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        y = (x - mean.view(CHANNEL)) / torch.sqrt(var.view(CHANNEL) + self.eps)
+        return y * self.weight.view(CHANNEL) + self.bias.view(CHANNEL)
+
+
+def total(values):
+    """Return the sum of `values` over all processes."""
+    values = values.clone()
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
 CHOICES = {  # the names to choose from, and how else readers put them
     "biased variance": r"\bbiased|divid\w* by n\b(?! ?[-−])",
     "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
@@ -162,7 +186,7 @@ CHOICES = {  # the names to choose from, and how else readers put them
     "statistics over the wrong axes": r"\bax[ei]s|\bdims?\b",
     "beta before gamma": r"(beta|β|bias).*(before|first|order)|(gamma|γ|weight).*(after|order)",
     "gamma and beta swapped": r"swap",
-    "mean and variance detached from the gradient": r"detach|no_grad.*(mean|var|statistic)|gradient",
+    "mean and variance detached from the gradient": r"detach|no_grad.*(mean|var|statist)|^(?!.*(process|reduc)).*gradient",
     "running statistics updated in eval": r"updat.*(eval|both modes|always)|(eval|always).*updat",
     "evaluation uses the batch's statistics": r"eval\w* (uses|with|normalises)",
     "training uses running statistics": r"train\w* (uses|with|normalises)",
@@ -172,6 +196,11 @@ CHOICES = {  # the names to choose from, and how else readers put them
 SAVED = {
     "intermediates saved for the backward pass": r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)"
 }
+ALONE = {"gradient stays in its process": r"process|all.?reduce|machine|no backward|backward.*(missing|forgot)"}
+ALONE_CAUSE = (
+    "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one process's own "
+    "gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function"
+)
 SAVED_CAUSE = (
     "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an output; so "
     "the second derivative is wrong in silence: save the inputs, and compute the rest from them"
@@ -189,7 +218,7 @@ class Bug:
     letter: str
     layer: type
     answer: str
-    helper: type | None = None
+    helper: object = None
     choices: dict = field(default_factory=lambda: CHOICES)
 
     @property
@@ -217,6 +246,7 @@ BUGS = {
         Bug("E", LayerE, "mean and variance detached from the gradient"),
         Bug("F", LayerF, "running statistics updated in eval"),
         Bug("G", LayerG, *SAVED, helper=Normalised, choices=CHOICES | SAVED),
+        Bug("H", LayerH, *ALONE, helper=total, choices=CHOICES | ALONE),
     )
 }
 
@@ -228,7 +258,7 @@ class SpotTheBug:
     place = Place(3, "Spot the bug")
     signature = 'spot_the_bug = {"A": "name of the bug", ...}'
     asks = (
-        "Each of the layers A to G has one bug: give its name, as a dict from letter to name; "
+        "Each of the layers A to H has one bug: give its name, as a dict from letter to name; "
         'bnlib.exercises.bugs["A"] shows the first.'
     )
 
@@ -263,6 +293,7 @@ class SpotTheBug:
         names = meant(str(answer))
         known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS, MODE, ATTRIBUTES)
         cause = {mistake.name: mistake.cause for mistake in known} | dict.fromkeys(SAVED, SAVED_CAUSE)
+        cause |= dict.fromkeys(ALONE, ALONE_CAUSE)
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {cause[bug.answer]}"
         if len(names) > 1:
@@ -276,7 +307,7 @@ class SpotTheBug:
 def meant(answer):
     """Return the names of the bugs that an answer in words may mean: its own name alone, if it is one."""
     words = " ".join(answer.lower().split())
-    choices = CHOICES | SAVED
+    choices = CHOICES | SAVED | ALONE
     if words in choices:
         return {words}
     return {name for name, pattern in choices.items() if re.search(pattern, words)}

@@ -10,6 +10,7 @@ LESSONS = {
     5: "05_lenet_gpu",
     6: "06_backward",
     7: "07_other_norms",
+    8: "08_many_machines",
     9: "09_in_production",
 }
 READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own

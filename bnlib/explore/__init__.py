@@ -15,6 +15,7 @@ _HOME = {  # explorer -> (its module, its class); loaded when first asked for: w
     "nudge": ("lesson06", "NudgeOne"),
     "what_a_norm_does_not_see": ("lesson07", "WhatANormDoesNotSee"),
     "who_is_in_the_batch": ("lesson07", "WhoIsInTheBatch"),
+    "many_machines": ("lesson08", "ManyMachines"),
     "other_data": ("lesson09", "OtherData"),
 }
 __all__ = list(_HOME)

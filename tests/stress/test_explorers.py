@@ -27,6 +27,7 @@ EXPLORERS = {
     "nudge": explore.nudge,
     "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
     "who_is_in_the_batch": explore.who_is_in_the_batch,
+    "many_machines": explore.many_machines,
     "other_data": explore.other_data,
     "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
     "inside_the_layers": lambda: explore.inside_the_layers(
