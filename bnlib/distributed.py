@@ -8,6 +8,7 @@ under torchrun, this module is the training of lesson 05 in several processes, o
 
 import argparse
 import contextlib
+import logging
 import os
 import tempfile
 from datetime import timedelta
@@ -110,6 +111,7 @@ def run(worker, *args, processes=2, timeout=60) -> list:
     `ProcessRaisedException`, with the worker's traceback in it; if one is killed or aborts, `ProcessExitedException`
     names the signal. A process waits for the others `timeout` seconds at most.
     """
+    logging.getLogger(spawn.__module__).setLevel(logging.ERROR)  # that the others are ended, the exception says
     with tempfile.TemporaryDirectory() as folder:
         spawn(_join_and_work, (processes, folder, worker, args, timedelta(seconds=timeout)), nprocs=processes)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]

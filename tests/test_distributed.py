@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bnlib
-from bnlib import batch_norm
+from bnlib import batch_norm, workers
 from bnlib.distributed import batch_norm_sync, main, run, synchronise
+from bnlib.exercises import bugs
+from bnlib.explore.lesson08 import messages
 from bnlib.processes import share
-from bnlib.workers import running_means
 
 BOUND = dict(rtol=1e-9, atol=1e-9)
 STEPS, BATCH = 20, 24
@@ -132,6 +133,15 @@ def halves(rank):
     return batch_norm_sync(share(x), torch.zeros(3), torch.ones(3), training=True)
 
 
+def layer_h(rank=None):
+    """Return the output of the layer with the bug H on its share of a batch, and the gradient of its input."""
+    x = torch.randn(12, 3, 2, 2, generator=seeded(4), dtype=torch.float64)
+    x = (x if rank is None else share(x)).requires_grad_()
+    y = (bnlib.BatchNorm2d(3) if rank is None else bugs["H"].layer(3)).double()(x)
+    (y.sin() * y.detach()).sum().backward()
+    return {"y": y.detach(), "x": x.grad}
+
+
 def asked(rank):
     processes = dist.get_world_size()
     return {
@@ -141,7 +151,9 @@ def asked(rank):
         "accumulated": accumulated(rank),
         "halves": halves(rank),
         "one value": said_of(one_value),
-        "means": running_means(rank, torch.arange(24.0).view(4, 2, 3)),
+        "means": workers.running_means(rank, torch.arange(24.0).view(4, 2, 3)),
+        "layer H": layer_h(rank),
+        "messages": workers.messages(rank, torch.rand(8, 1, 28, 28, generator=seeded(5)), torch.arange(8)),
         "grouped": grouped(rank) if processes == 4 else None,
     }
 
@@ -404,6 +416,20 @@ def test_what_does_not_fit_is_said_by_all_processes(together):
         assert process["damaged"].startswith("ValueError: ")
         assert "damaged.pt is damaged" in process["damaged"]
         assert "make the folder" in process["nowhere"]
+
+
+def test_layer_h_is_right_forth_and_wrong_back(answers):
+    whole, found = layer_h(), [answer["layer H"] for answer in answers]
+    torch.testing.assert_close(torch.cat([process["y"] for process in found]), whole["y"], **BOUND)
+    gap = torch.cat([process["x"] for process in found]) - whole["x"]
+    assert gap.norm() > 0.01 * whole["x"].norm()
+
+
+def test_a_layer_sends_as_many_numbers_as_the_explorer_says(answers):
+    sent = [messages(channels) for channels in (6, 16, 120, 84)]
+    forth, back = [size for each in sent for size in each[:2]], [size for each in sent[::-1] for size in each[2:]]
+    for answer in answers:
+        assert answer["messages"] == [forth, back]
 
 
 def test_without_other_processes_a_synchronised_network_is_the_network():

@@ -186,7 +186,7 @@ CHOICES = {  # the names to choose from, and how else readers put them
     "statistics over the wrong axes": r"\bax[ei]s|\bdims?\b",
     "beta before gamma": r"(beta|β|bias).*(before|first|order)|(gamma|γ|weight).*(after|order)",
     "gamma and beta swapped": r"swap",
-    "mean and variance detached from the gradient": r"detach|no_grad.*(mean|var|statist)|^(?!.*(process|reduc)).*gradient",
+    "mean and variance detached from the gradient": r"detach|no_grad.*(mean|var|stat)|^(?!.*(proces|reduc)).*gradient",
     "running statistics updated in eval": r"updat.*(eval|both modes|always)|(eval|always).*updat",
     "evaluation uses the batch's statistics": r"eval\w* (uses|with|normalises)",
     "training uses running statistics": r"train\w* (uses|with|normalises)",
