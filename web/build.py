@@ -134,9 +134,7 @@ def linked(path, documents, extra):
         words, (target, _, place) = match[1], match[2].partition("#")
         file = (path.parent / target).resolve()
         if file.parent == ROOT / "notebooks" or file in documents:
-            slug = re.sub(
-                r"[^\w-]", "", place.lower()
-            )  # a heading's name: JupyterLab's in the text, Sphinx's on the page
+            slug = re.sub(r"[^\w-]", "", place.lower())  # JupyterLab's name of a heading -> Sphinx's
             return f"[{words}]({file.name}{'#' * bool(slug)}{slug})"
         if not file.is_file():
             raise ValueError(f"{path.name} links to {target}, which is no file")
