@@ -9,7 +9,7 @@ export BNLIB_DATA := $(abspath $(BNLIB_DATA))
 endif
 ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: help lab test stress pages validate notebooks site gallery bench lint
+.PHONY: help lab test stress validate notebooks site gallery bench lint
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
@@ -19,12 +19,10 @@ lab: .venv/.lab  ## open the lessons in JupyterLab
 test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
 	BNLIB_OFFLINE=1 $(PARALLEL) --dist loadfile --no-loadscope-reorder $(NBVAL) tests notebooks
 
-stress: .venv/.dev  ## run lessons, explorers and layers under what no reader should have to suffer
+stress: .venv/.dev .venv/.site  ## run lessons, explorers and layers under what no reader should have to suffer
 	BNLIB_STRESS=1 $(PARALLEL) --ignore tests/stress/test_site.py tests/stress tests/test_properties.py
-	$(BIN)/python tests/mutants.py --every 12
-
-pages: .venv/.dev .venv/.site  ## build the pages and try every explorer on them
 	BNLIB_STRESS=1 $(PYTEST) tests/stress/test_site.py
+	$(BIN)/python tests/mutants.py --every 12
 
 validate: .venv/.lab  ## compare every stored output of the lessons, as you have them, with a fresh run
 	$(PYTEST) $(NBVAL) notebooks

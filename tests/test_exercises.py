@@ -19,6 +19,7 @@ import bnlib
 from bnlib.exercises import EXERCISES, Verdict, bugs, check
 from bnlib.exercises.judge import Exercise, guard
 from bnlib.exercises.judge.truth import compatible, together
+from bnlib.exercises.normalise import fit, told_apart
 from bnlib.exercises.reading import LESSONS, READ
 
 HERE = Path(__file__).parent
@@ -76,8 +77,9 @@ def test_pairs_of_common_mistakes_are_named(exercise):
         if compatible(*pair):
             told = names(exercise.name, partial(lambda knobs, *args: exercise.formula(*args, **knobs), together(pair)))
             assert told  # or one of them, where it hides the other: what is not divided has no wrong variance
-            whole = {bend.mistake.name for bend in exercise.bends if bend.knobs == together(pair)}  # has its own name
-            assert told <= {bend.mistake.name for bend in pair} | whole
+            whole = [bend for bend in exercise.bends if bend.knobs == together(pair)]  # has its own name
+            parts = [bend for bend in exercise.bends if any(bend.knobs.items() < one.knobs.items() for one in pair)]
+            assert told <= {bend.mistake.name for bend in (*pair, *whole, *parts)}  # a part, if the rest is hidden
 
 
 def test_the_same_attempt_gets_the_same_verdict_in_another_process():
@@ -791,6 +793,15 @@ def test_every_exercise_stands_in_its_lesson_with_a_solution():
 )
 def test_the_quiz_of_axes_names_the_norm_whose_axes_were_given(answers, told):
     assert names("axes", answers) == told
+
+
+def test_two_points_are_no_line_and_equal_digits_no_difference():
+    x = torch.arange(8.0, dtype=torch.float64).reshape(2, 2, 2, 1)
+    assert fit(x, x**2, (1, 2)) is None
+    assert fit(x, x**2, (1,)) is None
+    assert fit(x, 3 * x + 1, (1,)) is not None
+    assert told_apart(torch.tensor(1.00001), torch.tensor(1.00002)) == "1.00001, expected 1.00002"
+    assert told_apart(torch.tensor(0.5), torch.tensor(0.5)) == "0.5, as it should be"
 
 
 # ---- the judge, and exercises of one's own

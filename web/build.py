@@ -98,6 +98,7 @@ def lesson_page(name, lesson, figures):
             continue
         for old, new in REWORDED.get(name, ()):
             source = source.replace(old, new)
+        source = source.replace("](../docs/", "](")  # the pages lie in one folder
         cell["source"] = AGAIN.sub(r"\1run the cell again in a notebook", source)
         if asked and "Solution</summary>" in source:
             if questions := quiz(asked):
@@ -133,7 +134,8 @@ def linked(path, documents, extra):
         words, (target, _, place) = match[1], match[2].partition("#")
         file = (path.parent / target).resolve()
         if file.parent == ROOT / "notebooks" or file in documents:
-            return f"[{words}]({file.name}{'#' * bool(place)}{place})"
+            slug = re.sub(r"[^\w-]", "", place.lower())  # JupyterLab's name of a heading -> Sphinx's
+            return f"[{words}]({file.name}{'#' * bool(slug)}{slug})"
         if not file.is_file():
             raise ValueError(f"{path.name} links to {target}, which is no file")
         copy = extra / "files" / file.relative_to(ROOT)
@@ -143,7 +145,7 @@ def linked(path, documents, extra):
 
     text = path.read_text(encoding="utf-8")
     text = re.sub(r"^.*\]\(\.\./\.\./actions.*\n", "", text, flags=re.M)  # badges live on the repository's own host
-    return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)\s]+)\)", lead, text)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)((?:[^()\s]|\([^()\s]*\))+)\)", lead, text)
 
 
 def main():

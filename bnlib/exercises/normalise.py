@@ -1,5 +1,6 @@
 """The exercises that normalise a batch: `standardize`, `batch_norm_loops` and `batch_norm`."""
 
+import math
 from functools import cache
 from itertools import combinations
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from .formula import batch, normalise
 from .judge import Case, Exercise, one_of
+from .judge.answers import telling_digits
 from .mistakes import AFFINE, FIXED, INTERTWINED, OF_GRADES, OF_IMAGES, OTHER
 from .reading import Place
 
@@ -141,17 +143,29 @@ def as_a_line(x, expected, received):
             (slope, shift), (wanted_slope, wanted_shift) = line, fit(x, expected, group)
             c = int(((slope - wanted_slope).abs() + (shift - wanted_shift).abs()).nan_to_num().argmax())
             return (
-                f"In each channel y is a straight line in x, as it should be, y = a · x + b; "
-                f"in channel {c} a is {slope[c]:.4g}, expected {wanted_slope[c]:.4g}, and b is {shift[c]:.4g}, "
-                f"expected {wanted_shift[c]:.4g}."
+                "In each channel y is a straight line in x, as it should be, y = a · x + b; "
+                f"in channel {c} a is {told_apart(slope[c], wanted_slope[c])}, and b is "
+                f"{told_apart(shift[c], wanted_shift[c])}."
             )
+    if x.numel() < 3 * x.shape[1]:
+        return "The numbers differ."
     return "Within one channel y is not a straight line in x: each x should only be shifted and scaled."
 
 
+def told_apart(number, wanted):
+    """Return a number and the one that was wanted as text, with as many digits as tell them apart."""
+    digits = telling_digits(number.item(), wanted.item())
+    same = f"{number:.{digits}g}" == f"{wanted:.{digits}g}"
+    return f"{number:.{digits}g}" + (", as it should be" if same else f", expected {wanted:.{digits}g}")
+
+
 def fit(x, y, group):
-    """Return slope and shift of y as a line in x for each index of the `group` axes, or None if y is no such line."""
+    """Return slope and shift of y as a line in x for each index of the `group` axes, or None if y is no such line.
+
+    Through fewer than three points there is always one, which says nothing: None, too.
+    """
     dims = tuple(d for d in range(x.dim()) if d not in group)
-    if x[0].numel() * len(x) == torch.tensor([x.shape[d] for d in group]).prod():
+    if math.prod(x.shape[d] for d in dims) < 3:
         return None
     cx, cy = x - x.mean(dims, keepdim=True), y - y.mean(dims, keepdim=True)
     slope = (cx * cy).sum(dims, keepdim=True) / (cx * cx).sum(dims, keepdim=True).clamp_min(1e-30)

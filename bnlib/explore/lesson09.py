@@ -80,9 +80,9 @@ class OtherData(Redrawn):
     size = (6.8, 4.3)
     grid: ClassVar = {
         **{"brightness": [-0.25, 0.0, 0.25], "contrast": [0.25, 0.5, 1.0], "noise": [0.0, 0.4]},
-        **{"share": [0.0, 0.5, 1.0], "size": [2, 8, 128]},
+        **{"share": [0.0, 1.0], "size": [2, 8, 128]},
     }
-    draws = 1
+    draws = 2
 
     def __init__(self):
         controls = {

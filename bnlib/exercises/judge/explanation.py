@@ -282,7 +282,10 @@ def only_slopes(exercise, bend):
 
 
 def explained_slopes(exercise, seen, bends):
-    """Return (bends that give the gradients seen beside those of the values, whether that leaves none unexplained)."""
+    """Return (bends that give the gradients seen beside those of the values, whether that leaves none unexplained).
+
+    They change gradients alone; or values, too, but none of those seen: a mistake that only its gradient tells.
+    """
     calm = [case for case, observed in seen.items() if observed.outputs and not case.ill]
 
     def wrong(*more):
@@ -290,10 +293,12 @@ def explained_slopes(exercise, seen, bends):
 
     if not wrong():
         return (), True
-    cut = [bend for bend in exercise.bends if bend not in value_bends(exercise)]
-    for size in (1, 2):
-        for more in combinations(cut, size):
-            if compatible(*bends, *more) and not wrong(*more):
+    values = value_bends(exercise)
+    cut = [bend for bend in exercise.bends if bend not in values]
+    for more in (*combinations(cut, 1), *combinations(cut, 2), *combinations(values, 1)):
+        if compatible(*bends, *more) and not wrong(*more):
+            both = (*bends, *more)
+            if more[0] in cut or all(values_agree(exercise, seen[case], case, both) for case in calm):
                 return more, True
     return (), False
 

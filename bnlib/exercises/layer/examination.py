@@ -32,7 +32,7 @@ from ..judge.truth import is_right
 from ..judge.verdict import judged, unanswered
 from ..reading import Place
 from . import mistakes as m
-from .modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE, UPDATED_IN_EVAL
+from .modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE, UPDATED_IN_EVAL, without
 from .parts import AFFINE, ROLES, RUNNING, parts, roles, told_by_training
 
 TORCHS = "weight", "bias", "running_mean", "running_var", "num_batches_tracked"
@@ -100,7 +100,7 @@ class Examination:
             return
         self.look_at_parts()
         self.look_at_one_value()
-        fresh, later = self.look_at_formulas(), {}
+        fresh = self.look_at_formulas()
         if m.CUMULATIVE.name not in fresh and self.changes_later():
             once = self.make
             self.make = lambda channels: trained_once(once, channels)
@@ -231,13 +231,9 @@ class Examination:
         found, self.found = self.found, before
         return found
 
-    def fitting(self, exercise):
-        """Return an exercise without the cases that this layer raises an error on for a reason that has a name."""
-        return exercise if self.single else without_single_images(exercise)
-
     def observed(self, exercise, attempt):
-        """Return what an attempt does on the cases of an exercise, the exercise without γ and β if it has none."""
-        exercise = self.fitting(exercise)
+        """Return an exercise, and what an attempt does on its cases but for those of an error that has a name."""
+        exercise = exercise if self.single else without_single_images(exercise)
         if not self.has("gamma") and not self.has("beta") and "gamma" in exercise.cases[0].arguments:
             exercise = without_affine(exercise)
         return exercise, observed(exercise, self.guard, attempt)
@@ -513,12 +509,6 @@ def without_affine(exercise):
 def evaluating(by_grad):
     """Return the exercise of evaluation, without gradients where there can be none."""
     return replace(EVALUATION, tracked=()) if by_grad else EVALUATION
-
-
-@cache
-def without(case, *names):
-    """Return a case without some of its arguments."""
-    return replace(case, arguments={key: value for key, value in case.arguments.items() if key not in names})
 
 
 def alike(these, those):

@@ -121,9 +121,10 @@ def is_of_both_modes(knobs):
     return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
 
 
-def without(case, name):
-    """Return a case without one of its arguments."""
-    return replace(case, arguments={key: value for key, value in case.arguments.items() if key != name})
+@cache  # a case is known by its identity
+def without(case, *names):
+    """Return a case without some of its arguments."""
+    return replace(case, arguments={key: value for key, value in case.arguments.items() if key not in names})
 
 
 def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
@@ -137,18 +138,12 @@ def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
     return Case({"x": batch(shape, seed, dtype=dtype), **{name: value.to(dtype) for name, value in values.items()}})
 
 
-@cache
-def drawn_case(case):
-    """Return a drawn case of `batch_norm` as one of the layer, which has an ε of its own."""
-    return without(case, "eps")
-
-
 TRAINING = replace(
     BATCH_NORM,
     formula=lambda x, gamma, beta, **knobs: normalise(x, gamma=gamma, beta=beta, **knobs),
     mistakes=(*[mistake for mistake in BATCH_NORM.mistakes if mistake.name != "epsilon fixed"], OTHER),
     cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
-    drawn=drawn_images(affine=True).map(drawn_case),
+    drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
 )
 UPDATE = replace(
     RUNNING_STATS,
