@@ -25,7 +25,7 @@ def outputs(lesson):
 
 
 def test_the_lessons_are_there():
-    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "09"]
+    assert [path.stem[:2] for path in LESSONS] == ["00", "01", "02", "03", "04", "05", "06", "07", "08", "09"]
 
 
 def test_is_valid_and_small(lesson, request):

@@ -1,6 +1,7 @@
 """The explorer of lesson 08: what synchronised statistics cost on many machines, and what they buy."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..plots import BLUE, GREY, VERMILION
 from .base import Explorer, choice, stops
@@ -61,6 +62,10 @@ class ManyMachines(Explorer):
 
     name = "many_machines"
     size = (6.8, 3.9)
+    grid: ClassVar = {
+        **{"machines": [2, 4, 8, 16, 64, 256, 1024], "batch": [2, 8, 32, 128], "channels": [64, 512, 2048]},
+        **{"latency": [1, 10, 200], "bandwidth": [1.25, 25.0, 400.0]},
+    }
 
     def __init__(self):
         powers = [(f"{n:,}", n) for n in MACHINES]
