@@ -105,7 +105,8 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
     if running_mean is None:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        running.copy_(momentum * batch.detach() + (1 - momentum) * running)
+        wide = torch.promote_types(batch.dtype, running.dtype)
+        running.copy_(momentum * batch.detach() + (1 - momentum) * running.to(wide))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):

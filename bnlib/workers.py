@@ -80,10 +80,13 @@ def messages(rank: int, x: Tensor, y: Tensor) -> list[list[int]]:
         return send(tensor, *args, **kwargs)
 
     dist.all_reduce = counted
-    loss = F.cross_entropy(model(share(x)), share(y))
-    forth, sizes[:] = list(sizes), []
-    loss.backward()
-    return [forth, sizes]
+    try:
+        loss = F.cross_entropy(model(share(x)), share(y))
+        half_way = len(sizes)
+        loss.backward()
+    finally:
+        dist.all_reduce = send
+    return [sizes[:half_way], sizes[half_way:]]
 
 
 def in_groups(rank: int, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
