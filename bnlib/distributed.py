@@ -49,7 +49,7 @@ def batch_norm_sync(
     Arguments, shapes and errors as in `batch_norm`, to which it falls back in evaluation and for one process alone. All
     processes, or those of a `dist.ProcessGroup`, call it together; shares may differ in N, which may be 0. Gradients
     are those of the sum of their losses. Two sums travel, of x and then of (x - mean)²: the cross-GPU batch
-    normalization of Peng et al. 2018 (MegDet). Nothing waits for a GPU; momentum may be a tensor () there.
+    normalization of Peng et al. 2018 (MegDet). Nothing waits for a GPU.
     """
     processes = dist.get_world_size(group) if dist.is_initialized() else 1
     if processes < 0:  # torch's way to say so
@@ -93,14 +93,17 @@ def _normalise_together(layer, group, input):
     if alone or not (layer.training or running == (None, None)):
         return type(layer).forward(layer, input)
     layer._check_input_dim(input)
-    momentum = 0.0 if layer.momentum is None else layer.momentum
+    momentum, before = layer.momentum, ()
     if not (layer.training and layer.track_running_stats):
         running = None, None
     elif layer.num_batches_tracked is not None:
         layer.num_batches_tracked.add_(1)
-        if layer.momentum is None:  # a tensor, because a number would have to be waited for
-            momentum = 1 / layer.num_batches_tracked.to(torch.promote_types(input.dtype, torch.float32))
-    return batch_norm_sync(input, *running, layer.weight, layer.bias, True, momentum, layer.eps, group)
+        if momentum is None:
+            momentum, before = 1.0, [each.clone() for each in running]
+    y = batch_norm_sync(input, *running, layer.weight, layer.bias, True, momentum or 0.0, layer.eps, group)
+    for mean, earlier in zip(running, before, strict=False):  # 1/n stays a tensor: a number would have to be waited for
+        mean.copy_(earlier.lerp(mean, 1 / layer.num_batches_tracked.to(mean.dtype)))
+    return y
 
 
 def run(worker, *args, processes=2, timeout=60) -> list:

@@ -105,8 +105,7 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
     if running_mean is None:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-        wide = torch.promote_types(batch.dtype, running.dtype)
-        running.copy_(momentum * batch.detach() + (1 - momentum) * running.to(wide))
+        running.copy_((momentum * batch.detach()).add(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):
