@@ -169,7 +169,7 @@ BACKWARD = (
         outer="x - mean",
         inner="x - mean",
     ),
-    Mistake("dgamma with x", "dγ = Σ dy · x̂: y = γ · x̂ + β, so γ multiplies x̂, not x", scale="dy · x"),
+    Mistake("dgamma with x", "dγ = Σ dy · x̂: y = γ · x̂ + β, so γ multiplies x̂, not x itself", scale="dy · x"),
     Mistake(
         "dgamma with x − mean",
         "dγ = Σ dy · x̂: x − mean is not yet divided by σ",

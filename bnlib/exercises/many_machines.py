@@ -37,9 +37,11 @@ def sync_stats(
     around   the mean that the own means' distances are measured from: "mean" (as returned) or "true mean"
     between  "weighted" by the counts, "alike", or "rooted" (the distances not squared)
     by       what the variance is divided by: n, "n - 1", "1", "W"
-    empty    "divided": an empty share is divided by its count, 0
+    empty    "divided": an empty share is divided by its count, 0; "skipped": it is no share at all
     along    1 for sums over the channels
     """
+    if empty == "skipped":
+        sums, squares, counts = (each[counts > 0] for each in (sums, squares, counts))
     if along == 1:
         sums, squares = sums.T, squares.T
     n, shares = counts.sum(), len(counts)
@@ -64,7 +66,7 @@ def sync_stats(
         "shares": lambda: squares.sum(0) / divisor,
         "variances": lambda: (squares / present).mean(0),
         "variances + between": lambda: (squares / present + (own - centre).square()).mean(0),
-        "unbiased variances": lambda: (squares / (present - 1).clamp_min(0 if empty else 1)).mean(0),
+        "unbiased variances": lambda: (squares / (present - 1).clamp_min(0 if empty == "divided" else 1)).mean(0),
         "pooled": lambda: squares.sum(0) / (n - shares),
         "between": lambda: spread.sum(0) / divisor,
         "first": lambda: squares[0] / present[0],
@@ -74,6 +76,11 @@ def sync_stats(
     return (mean, var) if order == "mean, var" else (var, mean)
 
 
+def skipped_or_not(*knobs):
+    """Return the knobs with empty shares among the shares that are counted, and without."""
+    return [{**each, **more} for each in knobs for more in ({}, {"empty": "skipped"})]
+
+
 OWN = "squares are distances from each share's own mean"
 BETWEEN = "the own means differ, too: add Σ counts · (own mean − mean)² before dividing by n"
 MISTAKES = (
@@ -81,13 +88,13 @@ MISTAKES = (
         "mean of means",
         "the shares' means are averaged as if all were of one size: a share of 1 weighs as much as one of 63. Add up "
         "the sums, and divide by the sum of the counts",
-        also=[dict(mean_of="means"), dict(mean_of="means", around="true mean")],
+        also=skipped_or_not(dict(mean_of="means"), dict(mean_of="means", around="true mean")),
     ),
     Mistake(
         "mean of variances",
         f"the shares' variances are averaged; {OWN}, so what the means differ by is lost, and a small share weighs as "
         f"much as a large one: {BETWEEN}",
-        var_of="variances",
+        also=skipped_or_not(dict(var_of="variances")),
     ),
     Mistake(
         "variance between the shares left out", f"Σ squares / n is the variance within; {BETWEEN}", var_of="shares"
@@ -95,7 +102,7 @@ MISTAKES = (
     Mistake(
         "unbiased parts pooled",
         f"Σ squares / (n − W) is the pooled variance, which supposes that all shares have the same mean; {BETWEEN}",
-        var_of="pooled",
+        also=skipped_or_not(dict(var_of="pooled")),
     ),
     Mistake(
         "mean of squares minus squared mean",
@@ -106,11 +113,11 @@ MISTAKES = (
     Mistake(
         "shares taken for equal",
         "the own means' distances are averaged as if all shares were of one size: each counts once for each value",
-        also=[
+        also=skipped_or_not(
             dict(between="alike"),
             dict(var_of="variances + between"),
             dict(mean_of="means", var_of="variances + between"),
-        ],
+        ),
     ),
     Mistake(
         "shares taken for equal",
@@ -126,13 +133,13 @@ MISTAKES = (
     Mistake(
         "division by the number of shares",
         "the sums are divided by W, how many shares there are; divide by how many values, the sum of the counts",
-        also=[
+        also=skipped_or_not(
             dict(mean_of="W"),
             dict(mean_of="W", around="true mean"),
             dict(mean_of="W", by="W"),
             dict(mean_of="W", by="W", around="true mean"),
             dict(by="W"),
-        ],
+        ),
     ),
     Mistake(
         "empty share divided",
@@ -149,7 +156,7 @@ MISTAKES = (
         Mistake(
             "mean of variances",
             f"the shares' unbiased variances are averaged; {OWN}: {BETWEEN}",
-            var_of="unbiased variances",
+            also=skipped_or_not(dict(var_of="unbiased variances")),
         ),
         Mistake(
             "variance within the shares left out",

@@ -187,7 +187,7 @@ class Freeze:
             return [
                 Mistake("statistics reset", "the numbers in state_dict() are not what they were before freezing")
             ], {}
-        mode = "as returned"
+        layers = [key.rsplit(".", 1)[0] for key in before if key.endswith("running_mean")]
         for mode in ("as returned", "after model.train()"):
             if mode != "as returned":
                 model.train()
@@ -200,6 +200,13 @@ class Freeze:
             ]
             model.load_state_dict(old)
             if moved:
+                moving = {key.rsplit(".", 1)[0] for key in moved}
+                if still := [key for key in layers if key not in moving]:
+                    cause = (
+                        f"{', '.join(still)} stand still, {', '.join(sorted(moving))} still move: BatchNorm1d and "
+                        "BatchNorm2d both keep running statistics"
+                    )
+                    return [Mistake("not all layers frozen", cause)], {}
                 if mode == "as returned":
                     cause = (
                         f"{moved[0]} moves in the first step: `requires_grad=False` stops γ and β only, eval() it is"
@@ -211,17 +218,19 @@ class Freeze:
                 if not torch.allclose(model(x)[:1], model(torch.cat([x[:1], 5 * x[1:]]))[:1], atol=1e-4):
                     cause = "the statistics stand still, but BN normalises with each batch's own"
                     return [Mistake("batch statistics still used", cause)], {}
+        found = []
         if not model.training:
-            return [
+            found.append(
                 Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")
-            ], {}
+            )
         asleep = [
             name for name, module in model.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.requires_grad
         ]  # fmt: skip
         if asleep:
-            return [Mistake("too much frozen", f"{', '.join(asleep)} no longer learn: freeze BN layers only")], {}
-        return [], {}
+            cause = f"the weights of {', '.join(asleep)} no longer learn: freeze BN layers only"
+            found.append(Mistake("too much frozen", cause))
+        return found, {}
 
 
 # ---- what is wrong with this network?
