@@ -1,12 +1,13 @@
 """Which mistake is it? Answers as readers write them, four names to choose from, behind each what speaks for it or not.
 
-The answers are those that the tests pin to a mistake, tests/attempts.txt; behind the right name stands the verdict.
+The answers are those that the tests pin to a mistake; behind the right name stands the verdict.
 """
 
 import html
 import random
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,19 @@ from pygments.lexers import PythonLexer
 import bnlib
 from bnlib.exercises import EXERCISES, check
 
-ATTEMPTS = Path(__file__).parents[1] / "tests" / "attempts.txt"
+ATTEMPTS = [Path(__file__).parents[1] / "tests" / file for file in ("attempts.txt", "networks.txt", "readers.txt")]
+CALL = re.compile(r"\nreturn attempt\(.*\)$")  # the last line of an answer under another name
 NAMESPACE = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "np": np, "bnlib": bnlib}
+UNNAMED = re.compile(r"^right$|^not answered|^unknown|raises|returns|does not end| [+|] ")  # says little, or too much
 NAMES = 4  # to choose from
 MOST, LEAST = 5, 3  # questions an exercise
 
 
 def attempts():
-    """Return {exercise: [(code, name of its mistake), ...]}, of answers with one mistake."""
+    """Return {exercise: [(code, name of its mistake), ...]} of all answers, as functions."""
     found = {}
-    for part in ("\n" + ATTEMPTS.read_text(encoding="utf-8")).split("\n== ")[1:]:
+    text = "".join(path.read_text(encoding="utf-8") for path in ATTEMPTS)
+    for part in ("\n" + text).split("\n== ")[1:]:
         signature, *entries = part.split("\n-- ")
         for entry in entries:
             name, body = entry.strip().split("\n", 1)
@@ -37,17 +41,18 @@ def attempts():
 
 
 def quiz(exercise):
-    """Return the questions on an exercise as HTML, at most `MOST`; an empty list where none can be asked.
+    """Return the questions on an exercise as HTML, at most `MOST`; an empty list where no answers are stored.
 
-    A question needs attempts at it, and a formula that can be bent into other mistakes. Raises ValueError if there are
-    both, and fewer than `LEAST` questions come of them.
+    Raises ValueError if there are, and fewer than `LEAST` questions come of them.
     """
-    chance, asked, made = random.Random(exercise), set(), []
-    written = attempts().get(exercise, []) if hasattr(EXERCISES[exercise], "formula") else []
+    chance, asked, made, written = random.Random(exercise), set(), [], attempts().get(exercise, [])
+    ask = partial(question, exercise)
+    if not hasattr(EXERCISES[exercise], "formula"):
+        ask = partial(question_of_others, verdicts(exercise, written))
     for code, name in written:
         if name in asked or len(made) == MOST:
             continue
-        made_of_it = question(exercise, code, name, chance, f"{exercise}-{len(made) + 1}")
+        made_of_it = ask(code, name, chance, f"{exercise}-{len(made) + 1}")
         if made_of_it:
             asked.add(name)
             made.append(made_of_it)
@@ -58,9 +63,7 @@ def quiz(exercise):
 
 def question(exercise, code, name, chance, group):
     """Return a question as HTML; None where the verdict shows no numbers or too few other mistakes differ from it."""
-    scope = dict(NAMESPACE)
-    exec(code, scope)
-    verdict = check(exercise, scope[exercise])
+    verdict = verdict_on(exercise, code)
     if verdict.mistakes != (name,) or not verdict.example or not all(map(tensor, verdict.received)):
         return None
     options, told = [(name, localised(verdict._repr_html_()))], [verdict.received]
@@ -77,12 +80,62 @@ def question(exercise, code, name, chance, group):
             break
     else:
         return None
+    return asked_as(code, options, chance, group)
+
+
+def verdict_on(exercise, code):
+    """Return what the exercise says of an answer."""
+    scope = dict(NAMESPACE)
+    exec(code, scope)
+    return check(exercise, scope[exercise])
+
+
+def verdicts(exercise, written):
+    """Return {name: (code, verdict)} of answers with one mistake, each with another one, as many as questions need."""
+    found = {}
+    for code, name in written:
+        if name in found or UNNAMED.search(name):
+            continue
+        verdict = verdict_on(exercise, code)
+        if verdict.mistakes == (name,):
+            found[name] = code, verdict
+        if len(found) == MOST + NAMES:
+            break
+    return found
+
+
+def question_of_others(known, code, name, chance, group):
+    """Return a question as HTML: behind a wrong name, an answer with that mistake. None if `known` has another answer."""
+    if known.get(name, ("",))[0] != code:
+        return None
+    others = chance.sample([other for other in known if other != name], NAMES - 1)
+    options = [(name, localised(known[name][1]._repr_html_()))]
+    for other in others:
+        theirs, verdict = known[other]
+        no = f"<p>No. That would be: {marked(verdict.diagnosis)}</p><p>Code with that mistake:</p>{coloured(theirs)}"
+        options.append((other, no))
+    return asked_as(code, options, chance, group)
+
+
+def asked_as(code, options, chance, group):
+    """Return a question as HTML: the code, and the options, (name, what stands behind it), in any order."""
     chance.shuffle(options)
     choices = "".join(
         f'<details name="{group}"><summary>{html.escape(words)}</summary>{answer}</details>'
         for words, answer in options
     )
-    return f'<div class="quiz">{highlight(code, PythonLexer(), HtmlFormatter(wrapcode=True))}{choices}</div>'
+    return f'<div class="quiz">{coloured(code)}{choices}</div>'
+
+
+def coloured(code):
+    """Return code as HTML; of an answer under another name, what stands before its call."""
+    inner, calls = CALL.subn("", textwrap.dedent(code.partition("\n")[2]))
+    return highlight(inner if calls else code, PythonLexer(), HtmlFormatter(wrapcode=True))
+
+
+def marked(words):
+    """Return words as HTML, code in them marked."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(words))
 
 
 def bent(exercise, verdict, mistake):
@@ -98,7 +151,6 @@ def bent(exercise, verdict, mistake):
 
 def against(mistake, returned, verdict):
     """Return what speaks against a mistake, as HTML: what code with it would have returned."""
-    cause = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(mistake.cause))
     cells = "".join(
         f"<tr><th scope='row'>{words}</th><td><pre>{html.escape(listed(values))}</pre></td></tr>"
         for words, values in (
@@ -107,7 +159,9 @@ def against(mistake, returned, verdict):
             ("with that mistake", returned),
         )
     )
-    return f'<p>No. That would be: {cause}.</p><div style="overflow-x: auto"><table>{cells}</table></div>'
+    return (
+        f'<p>No. That would be: {marked(mistake.cause)}.</p><div style="overflow-x: auto"><table>{cells}</table></div>'
+    )
 
 
 def listed(values):
