@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 HALF = torch.float16, torch.bfloat16
 MOST = 512  # examples looked at
+FEW = 16  # of them, where only the order of things is looked at, in float64 and with gradients
 SEVERITIES = "wrong", "doubtful", "note"
 PAGES = {
     2: "02_batchnorm1d",
@@ -1047,6 +1048,11 @@ class _Examiner:
         if not self.names:
             return
         part = _take(self.x, slice(0, self.batch))
+        if self._moving(part):
+            self._structure(_take(part, slice(0, FEW)))
+
+    def _moving(self, part):
+        """See what moves in training; return whether it can be trained at all."""
         real = self.trained()
         before = _state(real)
         try:
@@ -1055,7 +1061,7 @@ class _Examiner:
             if "more than 1 value per channel" not in str(error):
                 raise
             self.say("BN113", "wrong", "model", f"at batch size {self.batch} a mean has one value, and train() raises")
-            return
+            return False
         moving = {name.rpartition(".")[0] for name in _changed(before, _state(real))}
         trains = any(p.requires_grad for p in self.original.parameters())
         for c in {c.name: c for c in calls}.values():
@@ -1074,7 +1080,7 @@ class _Examiner:
                     c.name,
                     "γ and β have requires_grad=False, but in train() the running statistics move",
                 )
-        self._structure(part)
+        return True
 
     def _structure(self, part):
         once = Counter(c.name for c in self.calls)
@@ -1119,27 +1125,30 @@ class _Examiner:
         for p in other.parameters():
             p.requires_grad_(True)
         put = {c.name: _moments(c.x)[:2] for c in forward if c.name in self.names}
+        gradients = self._gradients(k)
+        k = forward = c = None  # a copy in float64, with its gradients, is as large as four of the model
         with contextlib.suppress(Exception):  # where there is no gradient, nothing is said of it
             self._backward(other, x, put)
-        frozen = dict(other.named_parameters())
-        for name, m in k.named_modules():  # a gradient of rounding errors only, once its BN uses the batch's statistics
-            own = dict(m.named_parameters(recurse=False))
-            if (
-                name in self.names
-                or not {"weight", "bias"} <= own.keys()
-                or any(own[p].grad is None for p in ("weight", "bias"))
-            ):
-                continue
-            w, b = own["weight"].grad, own["bias"].grad
-            fixed = frozen[f"{name}.bias" if name else "bias"].grad
-            small = (1e-7 if double else 1e-4) * w.norm() * (len(b) / w.numel()) ** 0.5
-            if b.norm() < small and fixed is not None and fixed.norm() > 1e3 * b.norm():
+        for name, (of_bias, of_weight) in gradients.items():
+            fixed = other.get_submodule(name).bias.grad
+            small = (1e-7 if double else 1e-4) * of_weight  # rounding errors, where BN uses the batch's statistics
+            if of_bias < small and fixed is not None and fixed.norm() > 1e3 * of_bias:
                 self.say(
                     "BN201",
                     "note",
                     name,
                     "in training it gets no gradient, and the batch normalization behind it takes it off again",
                 )
+
+    def _gradients(self, k):
+        """Return the size of the bias's gradient, and of the weight's for each of its rows, by layer that has both."""
+        found = {}
+        for name, m in k.named_modules():
+            own = {key: p.grad for key, p in m.named_parameters(recurse=False)}
+            w, b = own.get("weight"), own.get("bias")
+            if name not in self.names and w is not None and b is not None:
+                found[name] = b.norm(), w.norm() * (len(b) / w.numel()) ** 0.5
+        return found
 
     def _backward(self, k, x, put=None):
         """Return the calls of a forward pass, the output's mark, and how often modules ran by its end, and in all."""

@@ -105,7 +105,7 @@ def verdicts(exercise, written):
 
 
 def question_of_others(known, code, name, chance, group):
-    """Return a question as HTML: behind a wrong name, an answer with that mistake. None if `known` has another answer."""
+    """Return a question as HTML: behind a wrong name, an answer with that mistake. None where `known` has another."""
     if known.get(name, ("",))[0] != code:
         return None
     others = chance.sample([other for other in known if other != name], NAMES - 1)
