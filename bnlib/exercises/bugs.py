@@ -17,7 +17,7 @@ from .judge import Mistake, Verdict
 from .judge.answers import describe
 from .judge.verdict import refused, unanswered
 from .layer.examination import LAYER
-from .layer.mistakes import ATTRIBUTES, MODE
+from .layer.mistakes import CAUSES
 from .layer.modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE
 from .reading import Place
 
@@ -291,8 +291,8 @@ class SpotTheBug:
         if answer is None or answer is ... or not str(answer).strip():
             return None, "not answered yet"
         names = meant(str(answer))
-        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS, MODE, ATTRIBUTES)
-        cause = {mistake.name: mistake.cause for mistake in known} | dict.fromkeys(SAVED, SAVED_CAUSE)
+        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS)
+        cause = {mistake.name: mistake.cause for mistake in known} | CAUSES | dict.fromkeys(SAVED, SAVED_CAUSE)
         cause |= dict.fromkeys(ALONE, ALONE_CAUSE)
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {cause[bug.answer]}"
