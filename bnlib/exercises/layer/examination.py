@@ -401,7 +401,7 @@ def adapted(exercise, single, affine, slopes):
     if not single:
         changes |= {"cases": tuple(case for case in exercise.cases if len(case.main) > 1), "drawn": None}
     if not affine:
-        changes["formula"] = lambda x, gamma, beta, *rest, **knobs: formula(x, gamma * 0 + 1, beta * 0, *rest, **knobs)
+        changes["formula"] = lambda gamma, beta, **rest: formula(gamma=gamma * 0 + 1, beta=beta * 0, **rest)
     return replace(exercise, **changes)
 
 
