@@ -287,7 +287,8 @@ class SpotTheBug:
             return Verdict(self.name, True, lines)
         wrong = next(letter for letter in results if not results[letter])
         shown = LAYER.judge(BUGS[wrong].layer)
-        return replace(shown, exercise=self.name, diagnosis=lines, mistakes=(f"another bug in layer {wrong}",))
+        names = (f"another bug in layer {wrong}",)
+        return replace(shown, exercise=self.name, ok=False, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""
