@@ -175,7 +175,8 @@ def total(values):
     return values
 
 
-CHOICES = {  # the names to choose from, and how else readers put them
+SAVED, ALONE = "intermediates saved for the backward pass", "gradient stays in its process"
+PATTERNS = {  # the names to choose from, and how else readers put them
     "biased variance": r"\bbiased|divid\w* by n\b(?! ?[-−])",
     "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
     "momentum reversed": r"momentum",
@@ -192,23 +193,17 @@ CHOICES = {  # the names to choose from, and how else readers put them
     "training uses running statistics": r"train\w* (uses|with|normalises)",
     "mode taken from grad mode": r"is_grad_enabled|grad mode",
     "plain attributes": r"attribute|register_buffer|not (a )?buffers?\b",
+    SAVED: r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)",
+    ALONE: r"process|all.?reduce|machine|no backward|backward.*(missing|forgot)",
 }
-OF_ONE_LAYER = {  # bugs to choose from beside its layer alone: how else readers put them, and the cause
-    "intermediates saved for the backward pass": (
-        r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)",
-        "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an "
-        "output; so the second derivative is wrong in silence: save the inputs, and compute the rest from them",
-    ),
-    "gradient stays in its process": (
-        r"process|all.?reduce|machine|no backward|backward.*(missing|forgot)",
-        "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one process's "
-        "own gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function",
-    ),
+OF_ONE_LAYER = {  # why those are bugs that only the layer that has them is suspected of
+    SAVED: "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an "
+    "output; so the second derivative is wrong in silence: save the inputs, and compute the rest from them",
+    ALONE: "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one "
+    "process's own gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function",
 }
-PATTERNS = CHOICES | {name: pattern for name, (pattern, _) in OF_ONE_LAYER.items()}
 KNOWN = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS)
-CAUSE = {mistake.name: mistake.cause for mistake in KNOWN} | CAUSES
-CAUSE |= {name: cause for name, (_, cause) in OF_ONE_LAYER.items()}
+CAUSE = {mistake.name: mistake.cause for mistake in KNOWN} | CAUSES | OF_ONE_LAYER
 
 
 @dataclass(frozen=True)
@@ -223,7 +218,7 @@ class Bug:
     @property
     def choices(self):
         """The names to choose from."""
-        return list(CHOICES | {self.answer: ""})
+        return [name for name in PATTERNS if name not in OF_ONE_LAYER or name == self.answer]
 
     @property
     def source(self):
@@ -249,8 +244,8 @@ BUGS = {
         Bug("D", LayerD, "beta before gamma"),
         Bug("E", LayerE, "mean and variance detached from the gradient"),
         Bug("F", LayerF, "running statistics updated in eval"),
-        Bug("G", LayerG, "intermediates saved for the backward pass", Normalised),
-        Bug("H", LayerH, "gradient stays in its process", total),
+        Bug("G", LayerG, SAVED, Normalised),
+        Bug("H", LayerH, ALONE, total),
     )
 }
 
