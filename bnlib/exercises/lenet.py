@@ -298,7 +298,7 @@ def look(watch, images, findings, ways):
     at = [i for i, call in enumerate(calls) if call.sizes]
     rows = aligned([calls[i] for i in at])
     ends = pairwise([*at, len(calls)])
-    pieces = [(row, calls[i:j], calls[j : j + 1]) for (i, j), row in zip(ends, rows, strict=True)]
+    pieces = [(row, calls[i:j], [*calls, None][j]) for (i, j), row in zip(ends, rows, strict=True)]
     for row, (layer, *norms), _ in pieces:
         layer.name = f"one more {layer.kind}, {layer.label}" if row is None else NAMES[row]
         for norm in norms:
@@ -335,16 +335,15 @@ def between(row, calls, following, watch, ways, note, lines):
     calls  of the layer and its norms; ways: {name of a call: the steps that were found behind it before}
     """
     steps, so_far, strange = [], [], False
-    for i, (call, after) in enumerate(zip(calls, [*calls[1:], *(following or [None])], strict=True)):
-        steps = steps + ["batch norm"] * (i > 0)
-        so_far.append((call.y, steps))
+    for call, after in pairwise([*calls, following]):
+        steps = [*steps, "batch norm"] if so_far else steps
+        so_far.insert(0, (call.y, steps))
         lines.append((call.label, call.y.shape))
         target = after.x if after else watch.last if watch.trouble else watch.output
         if target is None:
             return steps, True
-        usual, found = ways.get(call.name, ()), reversed(so_far)
-        found = ((before, way) for y, before in found if (way := leading(y, target, usual)) is not None)
-        before, way = next(found, (steps, None))
+        found = ((before, leading(y, target, ways.get(call.name, ()))) for y, before in so_far)
+        before, way = next((pair for pair in found if pair[1] is not None), (steps, None))
         if way is None and (after or (row == LAST and target.shape == (len(call.x), 10))):
             note(UNKNOWN, f"{call.name} and {after.name if after else 'the output'}")
         if before is not steps:

@@ -28,10 +28,8 @@ from .parts import AFFINE, ROLES, RUNNING, parts, roles
 
 FIRST, SECOND = batch((4, 3, 2, 2), 6, mean=2.0), batch((4, 3, 2, 2), 7, scale=3.0)
 BESIDE_NONE = {d.UNKNOWN, d.NOT_FINITE, m.EARLIER}  # what may come from the others, and says nothing beside them
-RIGHT = (
-    "Both modes, gradients, parameters and buffers do what torch.nn's do, over several batches, frozen, copied, moved "
-    "and reloaded."
-)
+RIGHT = "Both modes, gradients, parameters and buffers do what torch.nn's do, over several batches, frozen, copied, "
+RIGHT += "moved and reloaded."
 
 
 class Layer:
@@ -99,7 +97,7 @@ class Examination:
             if not fresh:
                 self.note(m.EARLIER)
         self.add(fresh.values())
-        if self.has(*RUNNING):
+        if self.tracks:
             self.look_at_evaluation_between()
         self.look_at_copies()
 
@@ -112,10 +110,6 @@ class Examination:
         for mistake in mistakes:
             self.found.setdefault(mistake.name, mistake)
         self.evidence = self.evidence or evidence or {}
-
-    def has(self, *roles):
-        """Return whether the layer keeps something in each of these roles."""
-        return self.names.keys() >= {*roles}
 
     def tried(self, function, *args, where):
         """Return the result of a call; where it fails, note why, and in which mode, and return None."""
@@ -174,6 +168,7 @@ class Examination:
             self.note("__call__ instead of forward")
         self.used, self.parts = layer, parts(layer) | new
         self.names = roles(new, parts(layer), 3)
+        self.tracks, self.scales = {*RUNNING} <= self.names.keys(), not self.names.keys().isdisjoint(AFFINE)
         late = [name for name in self.names.values() if name not in new and self.parts[name].kind != "attribute"]
         if late:
             self.make = partial(trained, self.make, set_back=self.names)
@@ -184,25 +179,21 @@ class Examination:
 
     def look_at_parts(self):
         """Name what is missing, kept in the wrong place, wrongly shaped, or starts elsewhere."""
-        if not self.has(*RUNNING):
+        if not self.tracks:
             hidden = differ(self.after((SECOND, False)), self.after((FIRST, True), (SECOND, False)))
             self.note(m.ATTRIBUTES if hidden else "running statistics missing")
         kinds = {role: self.parts[name].kind for role, name in self.names.items()}
-        for kind, mistake in (
-            ("attribute", m.ATTRIBUTES),
-            ("unsaved buffer", m.NOT_SAVED),
-            ("parameter", "running statistics as parameters"),
-        ):
+        for kind, mistake in m.KEPT_AS.items():
             if kind in map(kinds.get, RUNNING):
                 self.note(mistake)
-        if not self.has("gamma") and not self.has("beta"):
+        if not self.scales:
             self.note("gamma and beta missing")
         elif {kinds.get(role, "parameter") for role in AFFINE} != {"parameter"}:
             self.note(m.NO_PARAMETERS)
         shapes = {role: self.parts[name].shape for role, name in self.names.items()}
         for shape in dict.fromkeys(shapes.values()):
-            shaped = [role for role in shapes if shapes[role] == shape]
             if shape != "(C,)":
+                shaped = [role for role in shapes if shapes[role] == shape]
                 words = f"{' and '.join(shaped)} {'is' if len(shaped) == 1 else 'are'}"
                 self.add([Mistake(f"shaped {shape}", m.CAUSES["shaped"].format(words, shape))])
         for role, value in self.starts.items():
@@ -228,15 +219,14 @@ class Examination:
         """Return what is wrong with the three formulas and what decides between the modes, by name."""
         before, self.found = self.found, {}
         self.look_at_training()
-        if self.has(*RUNNING):
+        if self.tracks:
             self.look_at_modes()
         found, self.found = self.found, before
         return found
 
     def observed(self, exercise, attempt, slopes=True):
         """Return an exercise, and what an attempt does on its cases but for those of an error that has a name."""
-        affine = self.has("gamma") or self.has("beta") or "gamma" not in exercise.cases[0].arguments
-        exercise = adapted(exercise, self.single, affine, slopes)
+        exercise = adapted(exercise, self.single, self.scales, slopes)
         return exercise, d.observed(exercise, self.guard, attempt)
 
     def look_at_training(self):
@@ -248,7 +238,7 @@ class Examination:
             return after[x.shape]["y"]
 
         exercise, seen = self.observed(TRAINING, training)
-        if self.has(*RUNNING) and explanation(exercise, seen, most=1, pairs=False) is None:
+        if self.tracks and explanation(exercise, seen, most=1, pairs=False) is None:
             wrong = [case for case in seen if not is_right(exercise, seen[case], case)]
             start = {shape: {role: torch.full(shape[1:2], ROLES[role][1]) for role in RUNNING} for shape in after}
             for statistics in (after, start):
@@ -328,7 +318,8 @@ class Examination:
         if not self.starts.keys() >= {*RUNNING}:  # does the first batch enter as from a mean 0 and variance 1?
             start = {role: torch.full((3,), ROLES[role][1]) for role in RUNNING}
             expected = self.guard.call(self.call, FIRST.clone(), True, start)[0]
-            if expected and differ({role: expected[role] for role in RUNNING}, self.after((FIRST, True))):
+            running = {role: value for role, value in (expected or {}).items() if role in RUNNING}
+            if differ(running, self.after((FIRST, True))):
                 self.note("first batch enters otherwise")
         untrained = self.refused(2, 3, 2, 2, training=False)
         if untrained:
@@ -342,7 +333,7 @@ class Examination:
 
     def look_at_copies(self):
         """Name what goes wrong when the layer is saved, moved, copied, or stands beside another."""
-        kept = [parts(self.used)[self.names[role]] for role in RUNNING if self.has(role)]
+        kept = [parts(self.used)[self.names[role]] for role in RUNNING if role in self.names]
         if any(part.tensor.requires_grad for part in kept if part.kind != "parameter"):
             self.note("running statistics carry the graph")
         elif trouble := self.guard.call(copy.deepcopy, self.used)[1]:
@@ -373,7 +364,7 @@ class Examination:
         if self.tried(beside, where="") is False:
             self.note(m.SHARED)
         known = {m.ATTRIBUTES, m.NOT_SAVED, m.NO_PARAMETERS, m.SHARED, m.MODE, m.UNTRAINED}
-        if self.has(*RUNNING) and not known & self.found.keys():
+        if self.tracks and not known & self.found.keys():
             again, trouble = self.guard.call(reloaded)
             if trouble:
                 self.add([Mistake(m.RELOAD, f"after training, {trouble.located}")])
@@ -394,14 +385,17 @@ def trained(make, channels, set_back=()):
 
 
 @cache  # so that what is right for it is computed once
-def adapted(exercise, single, affine, slopes):
+def adapted(exercise, single, scales, slopes):
     """Return an exercise for a layer that may refuse a single image, have no γ and β, or let no gradient through."""
-    formula = exercise.formula
+
+    def unscaled(gamma, beta, **rest):
+        return exercise.formula(gamma=gamma * 0 + 1, beta=beta * 0, **rest)
+
     changes = {} if slopes else {"tracked": ()}
     if not single:
         changes |= {"cases": tuple(case for case in exercise.cases if len(case.main) > 1), "drawn": None}
-    if not affine:
-        changes["formula"] = lambda gamma, beta, **rest: formula(gamma=gamma * 0 + 1, beta=beta * 0, **rest)
+    if not scales and "gamma" in exercise.cases[0].arguments:
+        changes["formula"] = unscaled
     return replace(exercise, **changes)
 
 

@@ -4,7 +4,7 @@ MODE, ATTRIBUTES, NOT_SAVED = "mode taken from grad mode", "plain attributes", "
 NO_PARAMETERS, SHARED = "gamma and beta are no parameters", "statistics shared between layers"
 UNTRAINED, EARLIER = "evaluation before training fails", "depends on earlier batches"
 RELOAD, CUMULATIVE = "state_dict does not restore the layer", "cumulative average instead of momentum"
-
+KEPT_AS = {"attribute": ATTRIBUTES, "unsaved buffer": NOT_SAVED, "parameter": "running statistics as parameters"}
 CAUSES = {  # {} stands for what an attempt shows
     MODE: "whether it trains or evaluates depends on `torch.no_grad()` (`torch.is_grad_enabled()`), not on `train()` "
     "and `eval()`: use `self.training`",
