@@ -1,9 +1,8 @@
 """The exercise `lenet_with_bn`: a function that returns the network of lesson 05, checked piece by piece.
 
-How the network is put together is free (Sequential, a class, functions between the layers): a `Watch` records its
-convolutions, linear layers and norms as they are called. What lies between two of them is known by what it makes of
-the first one's output, each piece by itself, so that any number of mistakes can be told side by side. Where a layer
-does not fit, one that does stands in, and what comes behind it is judged, too.
+However it is put together, a `Watch` records its convolutions, linear layers and norms as they are called. What lies
+between two of them is known by what it makes of the first one's output, each piece by itself, so that any number of
+mistakes can be told side by side. Where a layer does not fit, one that does stands in.
 """
 
 import copy
@@ -129,11 +128,11 @@ def close(a, b):
 # ---- following a network
 
 WATCHED = {  # function -> (kind, its arguments)
-    F.conv2d: ("convolution", "x weight bias stride padding dilation groups"),
-    F.linear: ("linear layer", "x weight bias"),
-    F.batch_norm: ("norm", "x running_mean running_var weight bias training momentum eps"),
-    torch.batch_norm: ("norm", "x weight bias running_mean running_var training momentum eps"),
-    **{norm: ("other norm", "x") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
+    F.conv2d: ("convolution", "input weight bias stride padding dilation groups"),
+    F.linear: ("linear layer", "input weight bias"),
+    F.batch_norm: ("norm", "input running_mean running_var weight bias training momentum eps"),
+    torch.batch_norm: ("norm", "input weight bias running_mean running_var training momentum eps"),
+    **{norm: ("other norm", "input") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
 }
 OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm, nn.RMSNorm)
 RUNNING, AFFINE = ("running_mean", "running_var"), ("weight", "bias")
@@ -196,8 +195,7 @@ class Watch(TorchFunctionMode):
         if func in WATCHED:
             kind, names = WATCHED[func]
             given = dict(zip(names.split(), args, strict=False)) | kwargs
-            x = given.pop("x" if "x" in given else "input")
-            return self.record(kind, name, lambda _: func(*args, **kwargs), given, x)
+            return self.record(kind, name, lambda _: func(*args, **kwargs), given, given.pop("input"))
         try:
             self.last = func(*args, **kwargs)
         except RuntimeError as error:
