@@ -11,25 +11,16 @@ from ..mistakes import OTHER, UNCHANGED
 from ..normalise import BATCH_NORM, drawn_images, image_cases
 from ..statistics import RUNNING_STATS, fitted_momentum
 
+USUAL = dict(
+    centre="minus mean", spread="root", place="inside", order="γ then β", gamma_along=1, beta_along=1, detached=""
+)
 
-def evaluation_output(
-    x,
-    gamma,
-    beta,
-    running_mean,
-    running_var,
-    *,
-    used="both",
-    centre="minus mean",
-    spread="root",
-    place="inside",
-    fixed=1e-5,
-    **affine,
-):
+
+def evaluation_output(x, gamma, beta, running_mean, running_var, *, used="both", fixed=1e-5, **knobs):
     """Return the layer's output in evaluation, bent by the knobs of `normalise`, or by which statistics are `used`."""
-    affine = dict(order="γ then β", gamma_along=1, beta_along=1, detached="") | affine
-    if affine["order"] == "before":
-        x, affine["order"] = scaled(x, gamma, beta, **affine | {"order": "γ then β"}), "neither"
+    centre, spread, place, order, gamma_along, beta_along, detached = (USUAL | knobs).values()
+    if order == "before":
+        x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
     n = x.numel() / x.shape[1]
     mean, var = {
         "both": lambda: (running_mean, running_var),
@@ -40,10 +31,9 @@ def evaluation_output(
         "after update": lambda: RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1),
     }[used]()
     mean, var = mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1)
-    if "x" in affine["detached"]:
-        x = x.detach()
+    x = x.detach() if "x" in detached else x
     y = {"minus mean": x - mean, "plus mean": x + mean, "mean minus x": mean - x, "none": x}[centre]
-    return scaled(divided(y, var, fixed, spread, place), gamma, beta, **affine)
+    return scaled(divided(y, var, fixed, spread, place), gamma, beta, order, gamma_along, beta_along, detached)
 
 
 RUNS = Mistake(
