@@ -27,7 +27,7 @@ class Part:
         """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
         channels = max(self.tensor.numel(), 1)
         value = value.view([-1 if size == channels else size for size in self.tensor.shape])
-        if self.kind in ("parameter", "buffer", "unsaved buffer"):
+        if self.kind != "attribute":
             return {self.name: value}
         *owners, attribute = self.name.split(".")
         owner = layer.get_submodule(".".join(owners))
@@ -64,12 +64,11 @@ def roles(before, after, channels):
 
     A part of the usual kind (a parameter for γ and β, no parameter for a statistic) comes before others of its role.
     """
+    found = [part for part in (after | before).values() if part.tensor.numel() == channels]
     names = {}
-    for usual in (True, False):
-        for part in (after | before).values():
-            role = role_of(part) if part.tensor.numel() == channels else None
-            if role and usual <= ((part.kind == "parameter") == (role in AFFINE)):
-                names.setdefault(role, part.name)
+    for part in sorted(found, key=lambda part: (part.kind == "parameter") != (role_of(part) in AFFINE)):
+        if role := role_of(part):
+            names.setdefault(role, part.name)
     for name, part in after.items():
         if name not in names.values() and part.kind != "parameter" and part.tensor.numel() == channels:
             change = (part.tensor.detach() - (before[name].tensor if name in before else 0)).sum()
