@@ -557,6 +557,7 @@ def test_bugs_may_be_named_in_other_words():
         ({"A": "momentum reversed"}, "not “momentum reversed”"),
         ({"A": "unbiased variance, momentum, epsilon outside the root"}, "name one bug"),
         ({"A": "something"}, "none of the names"),
+        ({"G": "momentum reversed"}, "not “momentum reversed”"),
         ({"Z": "unbiased variance"}, "no layer Z"),
         (["unbiased variance"], "expected a dict"),
         ({"A": "unbiased variance", "B": ...}, "B: not answered yet"),

@@ -6,7 +6,7 @@ Each is a layer that runs; that it has just the bug it should have is what `chec
 
 import inspect
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 
 import torch
@@ -17,7 +17,7 @@ from .judge import Mistake, Verdict
 from .judge.answers import describe
 from .judge.verdict import refused, unanswered
 from .layer.examination import LAYER
-from .layer.mistakes import ATTRIBUTES, MODE
+from .layer.mistakes import CAUSES
 from .layer.modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE
 from .reading import Place
 
@@ -175,7 +175,8 @@ def total(values):
     return values
 
 
-CHOICES = {  # the names to choose from, and how else readers put them
+SAVED, ALONE = "intermediates saved for the backward pass", "gradient stays in its process"
+PATTERNS = {  # the names to choose from, and how else readers put them
     "biased variance": r"\bbiased|divid\w* by n\b(?! ?[-−])",
     "unbiased variance": r"unbiased|bessel|n ?[-−] ?1|correction",
     "momentum reversed": r"momentum",
@@ -192,39 +193,37 @@ CHOICES = {  # the names to choose from, and how else readers put them
     "training uses running statistics": r"train\w* (uses|with|normalises)",
     "mode taken from grad mode": r"is_grad_enabled|grad mode",
     "plain attributes": r"attribute|register_buffer|not (a )?buffers?\b",
+    SAVED: r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)",
+    ALONE: r"process|all.?reduce|machine|no backward|backward.*(missing|forgot)",
 }
-SAVED = {
-    "intermediates saved for the backward pass": r"interme|second deriv|twice|double back|sav.*(normal|x̂|xhat|gain)"
+OF_ONE_LAYER = {  # why those are bugs that only the layer that has them is suspected of
+    SAVED: "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an "
+    "output; so the second derivative is wrong in silence: save the inputs, and compute the rest from them",
+    ALONE: "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one "
+    "process's own gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function",
 }
-ALONE = {"gradient stays in its process": r"process|all.?reduce|machine|no backward|backward.*(missing|forgot)"}
-ALONE_CAUSE = (
-    "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one process's own "
-    "gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function"
-)
-SAVED_CAUSE = (
-    "what the backward pass reads from `save_for_backward` is a constant to it, unless it is an input or an output; so "
-    "the second derivative is wrong in silence: save the inputs, and compute the rest from them"
-)
+KNOWN = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS)
+CAUSE = {mistake.name: mistake.cause for mistake in KNOWN} | CAUSES | OF_ONE_LAYER
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A layer with a bug: a notebook shows its code and the names to choose from.
-
-    helper   what else its code is made of
-    choices  the names, and how else readers put them
-    """
+    """A layer with a bug, and what else its code is made of: shown with that code and the names to choose from."""
 
     letter: str
     layer: type
     answer: str
     helper: object = None
-    choices: dict = field(default_factory=lambda: CHOICES)
+
+    @property
+    def choices(self):
+        """The names to choose from."""
+        return [name for name in PATTERNS if name not in OF_ONE_LAYER or name == self.answer]
 
     @property
     def source(self):
         """The code, by inspection, after that of the class it builds on."""
-        parts = [Layer, *[self.helper] * (self.helper is not None), self.layer]
+        parts = filter(None, (Layer, self.helper, self.layer))
         return "\n\n".join([f"CHANNEL = {CHANNEL}\n", *map(inspect.getsource, parts)])
 
     def __repr__(self):
@@ -245,8 +244,8 @@ BUGS = {
         Bug("D", LayerD, "beta before gamma"),
         Bug("E", LayerE, "mean and variance detached from the gradient"),
         Bug("F", LayerF, "running statistics updated in eval"),
-        Bug("G", LayerG, *SAVED, helper=Normalised, choices=CHOICES | SAVED),
-        Bug("H", LayerH, *ALONE, helper=total, choices=CHOICES | ALONE),
+        Bug("G", LayerG, SAVED, Normalised),
+        Bug("H", LayerH, ALONE, total),
     )
 }
 
@@ -274,43 +273,37 @@ class SpotTheBug:
         if unknown:
             cause = f"there is no layer {', '.join(unknown)}; there are {', '.join(BUGS)}"
             return refused(self, [Mistake("no such layer", cause)])
-        judged = {letter: self.look(BUGS[letter], answer) for letter, answer in given.items()}
-        lines = "\n".join(f"{letter}: {words}" for letter, (_, words) in judged.items())
-        results = [result for result, _ in judged.values()]
-        if not results or None in results:
+        looks = {letter: self.look(BUGS[letter], answer) for letter, answer in given.items()}
+        lines = "\n".join(f"{letter}: {words}" for letter, (_, words) in looks.items())
+        results = {letter: result for letter, (result, _) in looks.items()}
+        if not results or None in results.values():
             return Verdict(self.name, False, lines or self.asks, answered=False)
-        if all(results):
+        if all(results.values()):
             return Verdict(self.name, True, lines)
-        wrong = next(letter for letter, (result, _) in judged.items() if not result)
+        wrong = next(letter for letter in results if not results[letter])
         shown = LAYER.judge(BUGS[wrong].layer)
         names = (f"another bug in layer {wrong}",)
-        return replace(shown, exercise=self.name, diagnosis=lines, mistakes=names)
+        return replace(shown, exercise=self.name, ok=False, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""
         if answer is None or answer is ... or not str(answer).strip():
             return None, "not answered yet"
         names = meant(str(answer))
-        known = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS, MODE, ATTRIBUTES)
-        cause = {mistake.name: mistake.cause for mistake in known} | dict.fromkeys(SAVED, SAVED_CAUSE)
-        cause |= dict.fromkeys(ALONE, ALONE_CAUSE)
         if names == {bug.answer}:
-            return True, f"right, {bug.answer}: {cause[bug.answer]}"
+            return True, f"right, {bug.answer}: {CAUSE[bug.answer]}"
         if len(names) > 1:
             return False, f"name one bug, not {' and '.join(sorted(names))}"
         if not names:
             return False, f"{str(answer)!r} is none of the names: {'; '.join(bug.choices)}"
         (name,) = names
-        return False, f"not “{name}”. That would be: {cause[name]}. It is not so here"
+        return False, f"not “{name}”. That would be: {CAUSE[name]}. It is not so here"
 
 
 def meant(answer):
     """Return the names of the bugs that an answer in words may mean: its own name alone, if it is one."""
     words = " ".join(answer.lower().split())
-    choices = CHOICES | SAVED | ALONE
-    if words in choices:
-        return {words}
-    return {name for name, pattern in choices.items() if re.search(pattern, words)}
+    return {words} & PATTERNS.keys() or {name for name, pattern in PATTERNS.items() if re.search(pattern, words)}
 
 
 SPOT_THE_BUG = SpotTheBug()

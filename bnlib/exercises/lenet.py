@@ -1,9 +1,8 @@
 """The exercise `lenet_with_bn`: a function that returns the network of lesson 05, checked piece by piece.
 
-How the network is put together is free (Sequential, a class, functions between the layers): a `Watch` records its
-convolutions, linear layers and norms as they are called. What lies between two of them is known by what it makes of
-the first one's output, each piece by itself, so that any number of mistakes can be told side by side. Where a layer
-does not fit, one that does stands in, and what comes behind it is judged, too.
+However it is put together, a `Watch` records its convolutions, linear layers and norms as they are called. What lies
+between two of them is known by what it makes of the first one's output, each piece by itself, so that any number of
+mistakes can be told side by side. Where a layer does not fit, one that does stands in.
 """
 
 import copy
@@ -12,13 +11,11 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from itertools import combinations, pairwise, product, takewhile
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from .judge import Mistake
@@ -93,12 +90,12 @@ ACTIVATIONS |= {f"log softmax{over}": partial(F.log_softmax, dim=axis) for over,
 ACTIVATIONS |= {"LeakyReLU": F.leaky_relu, "PReLU": partial(F.leaky_relu, negative_slope=0.25)}
 ACTIVATIONS |= {f"LeakyReLU of slope {slope}": partial(F.leaky_relu, negative_slope=slope) for slope in (0.1, 0.2)}
 ACTIVATIONS |= {name: getattr(F, name.lower().replace(" ", "")) for name in OTHERS.split(", ")}
-KINDS = {"max pooling": F.max_pool2d, "average pooling": F.avg_pool2d}
-ADAPTIVE = (F.adaptive_max_pool2d, F.adaptive_avg_pool2d)
-POOLS = {kind: lambda x, side, pool=pool: pool(x, 2) for kind, pool in KINDS.items()}  # of x, and the side it comes to
-POOLS |= {f"{kind} of another size": pool for kind, pool in zip(KINDS, ADAPTIVE, strict=True)}
+KINDS = {"max pooling": (F.max_pool2d, F.adaptive_max_pool2d), "average pooling": (F.avg_pool2d, F.adaptive_avg_pool2d)}
+POOLS = {kind: lambda x, side, pool=pool: pool(x, 2) for kind, (pool, _) in KINDS.items()}  # side: what x comes to
+POOLS |= {f"{kind} of another size": pool for kind, (_, pool) in KINDS.items()}
 POOLS |= {
-    f"{kind} of 3×3": lambda x, side, pool=pool: pool(x, 3, 2, 2 * side // x.shape[-1]) for kind, pool in KINDS.items()
+    f"{kind} of 3×3": lambda x, side, pool=pool: pool(x, 3, 2, 2 * side // x.shape[-1])
+    for kind, (pool, _) in KINDS.items()
 }
 
 
@@ -131,18 +128,18 @@ def close(a, b):
 # ---- following a network
 
 WATCHED = {  # function -> (kind, its arguments)
-    F.conv2d: ("convolution", "x weight bias stride padding dilation groups"),
-    F.linear: ("linear layer", "x weight bias"),
-    F.batch_norm: ("norm", "x running_mean running_var weight bias training momentum eps"),
-    torch.batch_norm: ("norm", "x weight bias running_mean running_var training momentum eps"),
-    **{norm: ("other norm", "x") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
+    F.conv2d: ("convolution", "input weight bias stride padding dilation groups"),
+    F.linear: ("linear layer", "input weight bias"),
+    F.batch_norm: ("norm", "input running_mean running_var weight bias training momentum eps"),
+    torch.batch_norm: ("norm", "input weight bias running_mean running_var training momentum eps"),
+    **{norm: ("other norm", "input") for norm in (F.layer_norm, F.group_norm, F.instance_norm, F.local_response_norm)},
 }
 OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm, nn.RMSNorm)
 RUNNING, AFFINE = ("running_mean", "running_var"), ("weight", "bias")
 KEYS = dict(zip(("running mean", "running variance", "gamma", "beta"), (*RUNNING, *AFFINE), strict=True))
 
 
-class Call(SimpleNamespace):
+class Call:
     """A call of a layer: its `kind`, the `layer` or its function's name, input x and output y, `name` in the network.
 
     given    {key: value} of the tensors and settings that it works with
@@ -152,13 +149,13 @@ class Call(SimpleNamespace):
     """
 
     def __init__(self, kind, layer, x, given):
-        label = type(layer).__name__ if isinstance(layer, nn.Module) else layer
-        super().__init__(kind=kind, layer=layer, x=x, given=given, label=label, sizes=None, name="", error="")
-        self.weight = given.get("weight")
+        self.kind, self.layer, self.x, self.given, self.weight = kind, layer, x, given, given.get("weight")
+        self.label = type(layer).__name__ if isinstance(layer, nn.Module) else layer
+        self.sizes, self.name, self.error = None, "", ""
         if "norm" not in kind:
             out, size, *kernel = self.weight.shape
             self.sizes = size * given.get("groups", 1), out
-            self.label = "{} {}→{}".format("Conv2d" if kernel else "Linear", *self.sizes)
+            self.label = f"{'Conv2d' if kernel else 'Linear'} {self.sizes[0]}→{out}"
             self.label += f", k={kernel[0]}" if kernel else ""
 
 
@@ -166,14 +163,13 @@ class Watch(TorchFunctionMode):
     """What came of a network on a batch: the `calls` of its layers and norms, its `output`, or the `trouble`.
 
     last  what the last function gave
-    odd   what was mended on the way: (name of the mistake, where)
     """
 
-    def __init__(self, guard, model, norms, images, training, grad):
+    def __init__(self, guard, model, norms, images, training, grad, note):
         super().__init__()
         self.model, self.norms, self.training, self.grad = model.train(training), norms, training, grad
         self.mode = "train()" if training else "eval()"
-        self.calls, self.odd, self.last, self.inside = [], [], None, False
+        self.note, self.calls, self.last, self.inside = note, [], None, False
 
         def call():
             stand_ins = [patch.object(n, "forward", partial(self.record, "norm", n, n.forward, {})) for n in norms]
@@ -194,20 +190,19 @@ class Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         if "dropout" in name:
             if not torch.equal(func(args[0].clone(), *args[1:], **kwargs), args[0]):
-                self.odd.append(("dropout added", f"there is {name}"))
+                self.note("dropout added", f"there is {name}")
             return args[0]
         if func in WATCHED:
             kind, names = WATCHED[func]
             given = dict(zip(names.split(), args, strict=False)) | kwargs
-            x = given.pop("x" if "x" in given else "input")
-            return self.record(kind, name, lambda _: func(*args, **kwargs), given, x)
+            return self.record(kind, name, lambda _: func(*args, **kwargs), given, given.pop("input"))
         try:
             self.last = func(*args, **kwargs)
         except RuntimeError as error:
             if name not in ("view", "reshape") or args[0].dim() != 4:
                 raise
-            what = f"{name} raises an error for {tuple(args[0].shape)} in {self.mode}: {error}"
-            self.odd.append(("flattened to the wrong size", what))
+            raised = f"{name} raises an error for {tuple(args[0].shape)} in {self.mode}: {error}"
+            self.note("flattened to the wrong size", raised)
             self.last = args[0].flatten(1)
         return self.last
 
@@ -217,13 +212,11 @@ class Watch(TorchFunctionMode):
             return forward(x, *more)
 
         def held():
-            own = parts(layer) if isinstance(layer, nn.Module) else {}
+            own = parts(layer) if layer in self.norms else {}
             return given | {key: own[name].tensor for key, name in self.norms.get(layer, {}).items() if name in own}
 
-        def running():
-            return [part if part is None else part.detach().double().flatten() for part in map(held().get, RUNNING)]
-
-        call, before, self.inside = Call(kind, layer, x.detach().clone(), held()), running(), True
+        call = Call(kind, layer, x.detach().clone(), held())
+        before, self.inside = copies(call.given, RUNNING), True
         try:
             y = forward(x, *more)
             if "norm" in kind and y.shape != x.shape:
@@ -235,9 +228,14 @@ class Watch(TorchFunctionMode):
             call.error = trouble.located
         finally:
             self.inside = False
-        call.y, call.running, self.last = y.detach().clone(), (before, running()), y
+        call.y, call.running, self.last = y.detach().clone(), (before, copies(held(), RUNNING)), y
         self.calls.append(call)
         return y
+
+
+def copies(given, keys):
+    """Return flat copies in float64 of the tensors under these keys, None for each that there is not."""
+    return [part if part is None else part.detach().double().flatten() for part in map(given.get, keys)]
 
 
 def fitting(call, x):
@@ -295,12 +293,10 @@ def look(watch, images, findings, ways):
     """Note what is wrong in what a watch saw; return what it saw as text, in the words of the table."""
     note, calls, lines = findings.note, watch.calls, []
     known = {id(parameter) for parameter in watch.model.parameters()}
-    for name, place in watch.odd:
-        note(name, place)
     at = [i for i, call in enumerate(calls) if call.sizes]
     rows = aligned([calls[i] for i in at])
     ends = pairwise([*at, len(calls)])
-    pieces = [(row, calls[i:j], calls[j : j + 1]) for (i, j), row in zip(ends, rows, strict=True)]
+    pieces = [(row, calls[i:j], [*calls, None][j]) for (i, j), row in zip(ends, rows, strict=True)]
     for row, (layer, *norms), _ in pieces:
         layer.name = f"one more {layer.kind}, {layer.label}" if row is None else NAMES[row]
         for norm in norms:
@@ -337,16 +333,15 @@ def between(row, calls, following, watch, ways, note, lines):
     calls  of the layer and its norms; ways: {name of a call: the steps that were found behind it before}
     """
     steps, so_far, strange = [], [], False
-    for i, (call, after) in enumerate(zip(calls, [*calls[1:], *(following or [None])], strict=True)):
-        steps = steps + ["batch norm"] * (i > 0)
-        so_far.append((call.y, steps))
+    for call, after in pairwise([*calls, following]):
+        steps = [*steps, "batch norm"] if so_far else steps
+        so_far.insert(0, (call.y, steps))
         lines.append((call.label, call.y.shape))
         target = after.x if after else watch.last if watch.trouble else watch.output
         if target is None:
             return steps, True
-        usual, found = ways.get(call.name, ()), reversed(so_far)
-        found = ((before, way) for y, before in found if (way := leading(y, target, usual)) is not None)
-        before, way = next(found, (steps, None))
+        found = ((before, leading(y, target, ways.get(call.name, ()))) for y, before in so_far)
+        before, way = next((pair for pair in found if pair[1] is not None), (steps, None))
         if way is None and (after or (row == LAST and target.shape == (len(call.x), 10))):
             note(UNKNOWN, f"{call.name} and {after.name if after else 'the output'}")
         if before is not steps:
@@ -436,10 +431,9 @@ def look_at_norm(call, watch, findings):
     note, norm, given, x, name = findings.note, call.layer, call.given, call.x.double(), call.name
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
         return note("another normalization", f"{call.label} in place of {name}")
-    affine = [part if part is None else part.detach().double().flatten() for part in map(given.get, AFFINE)]
-    (mean, var), (new_mean, new_var) = call.running
-    statistics = (mean, var, new_mean, new_var)
+    affine, statistics = copies(given, AFFINE), [part for pair in call.running for part in pair]
     fits = all(part is None or len(part) == x.shape[1] for part in (*affine, *statistics))
+    mean, var, new_mean, new_var = statistics
     if call.error:
         what = AXES if "D input (got" in call.error else RAISES if fits else "batch norm of another size"
         return note(what, f"{name} gets {tuple(x.shape)} and raises {call.error} in {watch.mode}")
@@ -525,7 +519,7 @@ class Lenet:
         images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
         norms = prepared(guard, model, images)
         for training, grad in ((True, True), (False, False), (False, True), (True, True)):
-            watch = Watch(guard, model, norms, images, training, grad)
+            watch = Watch(guard, model, norms, images, training, grad, note)
             if not watch.trouble:
                 watch.output = read(watch.output, note)
             seen.append(look(watch, images, findings, ways))
@@ -568,12 +562,12 @@ def made(guard, attempt, note):
 
 def prepared(guard, model, images):
     """Return the norms of a network; give its parameters other values, for at 1 and 0 a mistake can hide."""
-    if any(is_lazy(part) for part in (*model.parameters(), *model.buffers())):
+    if any(nn.parameter.is_lazy(part) for part in (*model.parameters(), *model.buffers())):
         guard.call(model.train(), images)
     norms, generator = norms_of(model), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for part in model.parameters():
-            if not is_lazy(part) and part.numel() > 1:
+            if not nn.parameter.is_lazy(part) and part.numel() > 1:
                 scale = 2.0 if part.numel() == max(part.shape) else 0.3
                 part.add_((torch.randn(part.shape, generator=generator) * scale).to(part.dtype))
     return norms

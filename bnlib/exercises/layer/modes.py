@@ -1,7 +1,7 @@
 """The three formulas of a layer, each an exercise of its own: training output, update, evaluation output."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -11,46 +11,29 @@ from ..mistakes import OTHER, UNCHANGED
 from ..normalise import BATCH_NORM, drawn_images, image_cases
 from ..statistics import RUNNING_STATS, fitted_momentum
 
+USUAL = dict(
+    centre="minus mean", spread="root", place="inside", order="γ then β", gamma_along=1, beta_along=1, detached=""
+)
 
-def evaluation_output(
-    x,
-    gamma,
-    beta,
-    running_mean,
-    running_var,
-    *,
-    stored="var",
-    eps=1e-5,
-    fixed=None,
-    place="inside",
-    spread="root",
-    centre="mean",
-    order="γ then β",
-    gamma_along=1,
-    beta_along=1,
-    detached=(),
-):
-    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or by its own, `stored`."""
-    eps = eps if fixed is None else fixed
-    if stored == "after update":
-        running_mean, running_var = RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1)
+
+def evaluation_output(x, gamma, beta, running_mean, running_var, *, used="both", fixed=1e-5, **knobs):
+    """Return the layer's output in evaluation, bent by the knobs of `normalise`, or by which statistics are `used`."""
+    centre, spread, place, order, gamma_along, beta_along, detached = (USUAL | knobs).values()
     if order == "before":
         x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
-    if stored.startswith("batch's"):
-        dims = tuple(d for d in range(x.dim()) if d != 1)
-        running_mean, running_var = (
-            (x.mean(dims), running_var) if "mean" in stored else (running_mean, x.var(dims, correction=0))
-        )
-    if stored == "corrected":
-        n = x.numel() / x.shape[1]
-        running_var = running_var * n / max(n - 1, 1)
-    mean, var = (part.view(1, -1, 1, 1) for part in (running_mean, running_var))
-    if stored == "swapped":
-        mean, var = var, mean
+    n = x.numel() / x.shape[1]
+    mean, var = {
+        "both": lambda: (running_mean, running_var),
+        "swapped": lambda: (running_var, running_mean),
+        "batch's mean": lambda: (x.mean((0, 2, 3)), running_var),
+        "batch's variance": lambda: (running_mean, x.var((0, 2, 3), correction=0)),
+        "corrected": lambda: (running_mean, running_var * n / max(n - 1, 1)),
+        "after update": lambda: RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1),
+    }[used]()
+    mean, var = mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1)
     x = x.detach() if "x" in detached else x
-    y = {"mean": x - mean, "plus mean": x + mean, "mean minus x": mean - x}.get(centre, x)
-    y = divided(y, var, eps, spread, place)
-    return scaled(y, gamma, beta, order, gamma_along, beta_along, detached)
+    y = {"minus mean": x - mean, "plus mean": x + mean, "mean minus x": mean - x, "none": x}[centre]
+    return scaled(divided(y, var, fixed, spread, place), gamma, beta, order, gamma_along, beta_along, detached)
 
 
 RUNS = Mistake(
@@ -65,7 +48,7 @@ UPDATED_IN_EVAL = Mistake(
     "running statistics updated in eval",
     "a call in eval() changes the running statistics: data that is only predicted must not enter them; update when "
     "`self.training` is True only",
-    stored="after update",
+    used="after update",
 )
 EVALUATES = (
     UPDATED_IN_EVAL,
@@ -73,18 +56,18 @@ EVALUATES = (
     Mistake(
         "evaluation uses the batch's mean",
         "eval() subtracts the batch's own mean, not the running one",
-        stored="batch's mean",
+        used="batch's mean",
     ),
     Mistake(
         "evaluation uses the batch's variance",
         "eval() divides by the root of the batch's own variance, not of the running one",
-        stored="batch's variance",
+        used="batch's variance",
     ),
     Mistake(
         "correction in evaluation",
         "eval() multiplies the running variance by n / (n − 1), n of the batch at hand: its answer depends on the "
         "batch's size; the correction belongs to the update",
-        stored="corrected",
+        used="corrected",
     ),
     Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),
     Mistake("sign turned in evaluation", "eval() takes mean − x instead of x − mean", centre="mean minus x"),
@@ -106,7 +89,7 @@ EVALUATES = (
     Mistake(
         "running mean and variance swapped in evaluation",
         "eval() subtracts the running variance and divides by the running mean",
-        stored="swapped",
+        used="swapped",
     ),
 )
 
@@ -130,28 +113,23 @@ def without(case, *names):
 def evaluation_case(*shape, seed, scale=1.0, dtype=torch.float32):
     """Return the case of a batch, γ, β and running statistics, the running variance times `scale`."""
     generator = torch.Generator().manual_seed(seed)
-    c = shape[1]
-    draws = torch.rand(4, c, generator=generator, dtype=torch.float64)
-    values = dict(
-        gamma=draws[0] + 0.5, beta=draws[1] * 4 - 2, running_mean=draws[2] * 3, running_var=(draws[3] + 0.3) * scale
-    )
-    return Case({"x": batch(shape, seed, dtype=dtype), **{name: value.to(dtype) for name, value in values.items()}})
+    gamma, beta, mean, var = torch.rand(4, shape[1], generator=generator, dtype=torch.float64)
+    values = dict(gamma=gamma + 0.5, beta=beta * 4 - 2, running_mean=mean * 3, running_var=(var + 0.3) * scale)
+    return Case({"x": batch(shape, seed, dtype=dtype)} | {name: value.to(dtype) for name, value in values.items()})
 
 
 TRAINING = replace(
     BATCH_NORM,
-    formula=lambda x, gamma, beta, **knobs: normalise(x, gamma=gamma, beta=beta, **knobs),
+    formula=normalise,
     mistakes=(*[mistake for mistake in BATCH_NORM.mistakes if mistake.name != "epsilon fixed"], OTHER),
     cases=tuple(without(case, "eps") for case in image_cases(affine=True)),
     drawn=drawn_images(affine=True).map(lambda case: without(case, "eps")),
 )
 UPDATE = replace(
     RUNNING_STATS,
-    formula=lambda x, running_mean, running_var, **knobs: RUNNING_STATS.formula(
-        x, running_mean, running_var, 0.1, **knobs
-    ),
+    formula=partial(RUNNING_STATS.formula, momentum=0.1),
     mistakes=(
-        *(mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"),
+        *[mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"],
         Mistake(
             "momentum is not 0.1",
             "a batch enters with the share {fixed:g}; the layer's momentum is 0.1",
@@ -162,6 +140,7 @@ UPDATE = replace(
     cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
     drawn=None,
 )
+OF_BOTH_MODES = [(entry, [knobs for knobs in entry.variants if is_of_both_modes(knobs)]) for entry in TRAINING.mistakes]
 EVALUATION = Exercise(
     name="layer",
     signature="",
@@ -170,14 +149,9 @@ EVALUATION = Exercise(
     mistakes=(
         *EVALUATES,
         *(
-            Mistake(
-                mistake.name,
-                mistake.cause + (" (in eval())" if "detached" in shared[0] else ""),
-                also=shared,
-                free=mistake.free,
-            )
-            for mistake in TRAINING.mistakes
-            if (shared := [knobs for knobs in mistake.variants if is_of_both_modes(knobs)])
+            Mistake(entry.name, entry.cause + " (in eval())" * ("detached" in knobs[0]), also=knobs, free=entry.free)
+            for entry, knobs in OF_BOTH_MODES
+            if knobs
         ),
     ),
     cases=(

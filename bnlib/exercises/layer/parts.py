@@ -27,7 +27,7 @@ class Part:
         """Give the layer another value, in the shape that it keeps; return what a functional call has to replace."""
         channels = max(self.tensor.numel(), 1)
         value = value.view([-1 if size == channels else size for size in self.tensor.shape])
-        if self.kind in ("parameter", "buffer", "unsaved buffer"):
+        if self.kind != "attribute":
             return {self.name: value}
         *owners, attribute = self.name.split(".")
         owner = layer.get_submodule(".".join(owners))
@@ -56,31 +56,25 @@ def parts(layer):
     return {part.name: part for part in found if not is_lazy(part.tensor) and part.tensor.is_floating_point()}
 
 
-def roles(found, channels):
+def roles(before, after, channels):
     """Return {role: name} of the parts that hold one number for each channel.
+
+    before, after  the parts of a new layer, and those once a batch far below 0 has trained it: where no name says which
+                   of the running statistics a part is, the mean has gone down, the variance up
 
     A part of the usual kind (a parameter for γ and β, no parameter for a statistic) comes before others of its role.
     """
+    found = [part for part in (after | before).values() if part.tensor.numel() == channels]
     names = {}
-    for usual in (True, False):
-        for part in found.values():
-            role = role_of(part) if part.tensor.numel() == channels else None
-            if role and usual <= ((part.kind == "parameter") == (role in AFFINE)):
-                names.setdefault(role, part.name)
-    return names
-
-
-def told_by_training(before, after, names, channels):
-    """Return the roles of statistics that no name tells: a batch far below 0 moves the mean down, the variance up."""
-    found = {}
+    for part in sorted(found, key=lambda part: (part.kind == "parameter") != (role_of(part) in AFFINE)):
+        if role := role_of(part):
+            names.setdefault(role, part.name)
     for name, part in after.items():
-        start = before[name].tensor if name in before else torch.zeros(())
         if name not in names.values() and part.kind != "parameter" and part.tensor.numel() == channels:
-            change = (part.tensor.detach() - start).sum()
-            role = RUNNING[int(change > 0)]
-            if change != 0 and role not in names:
-                found.setdefault(role, name)
-    return found
+            change = (part.tensor.detach() - (before[name].tensor if name in before else 0)).sum()
+            if change != 0:
+                names.setdefault(RUNNING[int(change > 0)], name)
+    return names
 
 
 def role_of(part):
