@@ -97,11 +97,7 @@ CENTRE = (
             also=[dict(centre="minus median", around="median")],
         ),
         Mistake("smallest value instead of mean", "the smallest value is subtracted", centre="minus smallest"),
-        Mistake(
-            "sum instead of mean",
-            "the mean's sum is never divided by n",
-            also=around_either(mean_by="1"),
-        ),
+        Mistake("sum instead of mean", "the mean's sum is never divided by n", also=around_either(mean_by="1")),
         Mistake(
             "mean divided by n − 1",
             "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
@@ -281,10 +277,7 @@ FIXED = Mistake(
     free="fixed",
 )
 OTHER = Mistake(
-    "another epsilon",
-    "ε is {fixed:g}; asked for is 1e-5",
-    also=[dict(fixed=1e-8), dict(fixed=1e-3)],
-    free="fixed",
+    "another epsilon", "ε is {fixed:g}; asked for is 1e-5", also=[dict(fixed=1e-8), dict(fixed=1e-3)], free="fixed"
 )
 
 # ---- γ and β
@@ -404,11 +397,7 @@ LOOPS = rarely(
     Mistake("divided by N", f"both sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", mean_by="H·W", var_by="H·W"),
     Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
-    Mistake(
-        "mean divided by H·W",
-        f"its sum is divided by H·W; {ADDED}",
-        also=around_either(mean_by="H·W"),
-    ),
+    Mistake("mean divided by H·W", f"its sum is divided by H·W; {ADDED}", also=around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", var_by="H·W"),
 )

@@ -66,11 +66,7 @@ MISTAKES = (
     RESHAPED,
     *of_parts("sample", "position", "L"),
     Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
-    Mistake(
-        "sum instead of mean",
-        "the mean's sum is never divided by n = N·L",
-        also=around_either(mean_by="1"),
-    ),
+    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·L", also=around_either(mean_by="1")),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n, n = N·L", var_by="1"),
     Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
     Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")),
@@ -381,11 +377,7 @@ RUNNING_MISTAKES = (
     *rarely(
         Mistake("mean in place of the variance", "the batch's mean enters the running variance", entered="mean"),
         Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", around="zero"),
-        Mistake(
-            "sum instead of mean",
-            "the mean's sum is never divided by n = N·H·W",
-            also=around_either(mean_by="1"),
-        ),
+        Mistake("sum instead of mean", "the mean's sum is never divided by n = N·H·W", also=around_either(mean_by="1")),
         Mistake("sum instead of mean in the variance", f"the squares are summed, not averaged; {STORED}", var_by="1"),
         Mistake(
             "mean divided by n − 1",

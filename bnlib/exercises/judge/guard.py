@@ -68,11 +68,7 @@ class Guard:
         printed = io.StringIO() if self._quiet else sys.stdout
         self._quiet = True
         handlers = logging.root.handlers[:]
-        with (
-            contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(printed),
-            warnings.catch_warnings(),
-        ):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(0)
             random.seed(0)
