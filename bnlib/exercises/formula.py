@@ -4,12 +4,33 @@ import math
 
 import torch
 
+from .judge import drawn
+
+GRADES = torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]])  # lesson 01's
+IMAGES = torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]])  # (2, 2, 1, 2), easy to follow by hand
+EPSILONS = (1e-5, 1e-3, 0.1, 1.0)
+
 
 def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
     """Return noise of shape (N, C, *) whose channels c have different means, mean + c · scale, and spreads."""
     channel = torch.arange(shape[1], dtype=torch.float64).view(1, -1, *[1] * (len(shape) - 2))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return (noise * scale * (channel + 2) / 2 + mean + channel * scale).to(dtype)
+
+
+def drawn_batches(build, *sizes, scales=(1.0, 0.01, 10.0, 100.0), means=(0.0, 1.0, -20.0, 300.0), more=(), least=0):
+    """Return the strategy for build(x, one of each of `more`, seed), x of one of these sizes along each axis.
+
+    least  how many values a channel has, for which there may have to be more samples
+    """
+
+    def case(*draws):
+        n, *others = draws[: len(sizes)]
+        scale, mean, *rest, dtype, seed = draws[len(sizes) :]
+        shape = n if n * math.prod(others[1:]) >= least else least, *others
+        return build(batch(shape, seed, scale=scale, mean=mean, dtype=dtype), *rest, seed)
+
+    return drawn(case, *sizes, scales, means, *more, (torch.float32, torch.float64), range(8))
 
 
 def average(values, dims, by="n"):

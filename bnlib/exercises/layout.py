@@ -1,15 +1,12 @@
 """The exercises `as_2d` and `give_back`, and their mistakes."""
 
-from functools import cache
-
 import torch
-from hypothesis import strategies as st
 
-from .formula import average, batch
-from .judge import Case, Exercise, Mistake, one_of
+from .formula import EPSILONS, GRADES, average, batch, drawn_batches
+from .judge import Case, Exercise, Mistake
 from .mistakes import FIXED, SQUARES, WRONG_AXES
 from .reading import Place
-from .statistics import BY_HAND, drawn_rows
+from .statistics import BY_HAND, DRAWN_ROWS
 
 # ---- as_2d
 
@@ -110,7 +107,7 @@ AS_2D = Exercise(
         Case({"x": batch((3, 3, 3), 3)}, "N, C and L are equal"),
         Case({"x": batch((2, 4, 2), 4)}),
     ),
-    drawn=drawn_rows(),
+    drawn=DRAWN_ROWS,
     results=("rows",),
     unordered=True,
     explain=columns,
@@ -187,12 +184,6 @@ INVERSES = (
 )
 
 
-@cache
-def table(n, c, scale, mean, eps, dtype, seed):
-    """Return the case of a table (N, C)."""
-    return Case({"x": batch((n, c), seed, scale=scale, mean=mean, dtype=dtype), "eps": eps})
-
-
 GIVE_BACK = Exercise(
     name="give_back",
     place=Place(1, "γ and β: what the head teacher wishes"),
@@ -201,7 +192,7 @@ GIVE_BACK = Exercise(
     formula=give_back,
     mistakes=INVERSES,
     cases=(
-        Case({"x": torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]]), "eps": 1.0}),
+        Case({"x": GRADES, "eps": 1.0}),
         Case({"x": batch((5, 3), 1), "eps": 0.1}),
         Case({"x": batch((3, 4), 2, dtype=torch.float64), "eps": 1e-3}),
         Case({"x": batch((3, 3), 3), "eps": 0.5}),
@@ -210,15 +201,12 @@ GIVE_BACK = Exercise(
         Case({"x": batch((8, 2), 6, mean=4000.0), "eps": 1e-5}, "the mean is large", ill=True),
         Case({"x": batch((5, 3), 7, scale=1000.0, dtype=torch.float64), "eps": 1e-5}, plain=True),
     ),
-    drawn=st.builds(
-        table,
-        one_of(3, 4, 5, 8),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 0.01, 10.0, 100.0),
-        one_of(0.0, 60.0, -20.0, 300.0),
-        one_of(1e-5, 1e-3, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+    drawn=drawn_batches(
+        lambda x, eps, _: Case({"x": x, "eps": eps}),
+        (3, 4, 5, 8),
+        (1, 2, 3, 4),
+        means=(0.0, 60.0, -20.0, 300.0),
+        more=[EPSILONS],
     ),
     results=("gamma", "beta"),
 )

@@ -1,14 +1,12 @@
 """The exercises on a batch's statistics, `channel_stats` and `running_stats`, and their mistakes."""
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
-from .formula import average, batch, cut, statistics
-from .judge import Case, Exercise, Mistake, one_of, rarely
+from .formula import IMAGES, average, batch, cut, drawn_batches, statistics
+from .judge import Case, Exercise, Mistake, rarely
 from .mistakes import AXES_4D, PIXELS, RESHAPED, SQUARES, WRONG_AXES, around_either, axes_mistakes, of_parts
 from .reading import Place
 
@@ -84,27 +82,8 @@ MISTAKES = (
 )
 
 
-@cache
-def rows(n, c, length, scale, mean, dtype, seed):
-    """Return the case of a batch (N, C, L)."""
-    return Case({"x": batch((n, c, length), seed, scale=scale, mean=mean, dtype=dtype)})
-
-
-def drawn_rows():
-    """Return the strategy for (N, C, L), N at least 2, so that an unbiased variance exists."""
-    return st.builds(
-        rows,
-        one_of(2, 3, 4, 5),
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 0.01, 10.0, 100.0),
-        one_of(0.0, 1.0, -20.0, 300.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
-    )
-
-
 BY_HAND = torch.arange(12.0).reshape(2, 2, 3)  # lesson 02's example
+DRAWN_ROWS = drawn_batches(lambda x, _: Case({"x": x}), (2, 3, 4, 5), (1, 2, 3, 4), (1, 2, 3, 4))
 CHANNEL_STATS = Exercise(
     name="channel_stats",
     place=Place(2, "(N, C, L): every position counts"),
@@ -122,7 +101,7 @@ CHANNEL_STATS = Exercise(
         Case({"x": batch((2, 1, 3), 6)}, "C is 1"),
         Case({"x": batch((4, 2, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
     ),
-    drawn=drawn_rows(),
+    drawn=DRAWN_ROWS,
     results=("mean", "var"),
 )
 
@@ -390,27 +369,14 @@ RUNNING_MISTAKES = (
 )
 
 
-@cache
-def images(n, c, h, w, scale, mean, momentum, dtype, seed):
-    """Return the case of a batch (N, C, H, W) and old running statistics."""
-    n = n if n * h * w > 3 else 4
-    old = torch.rand(2, c, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64) * 3 + 0.5
-    x = batch((n, c, h, w), seed, scale=scale, mean=mean, dtype=dtype)
-    return Case({"x": x, "running_mean": old[0].to(dtype), "running_var": old[1].to(dtype), "momentum": momentum})
+def running_case(x, momentum, seed, *, zero=False, **flags):
+    """Return the case of a batch (N, C, H, W) and old running statistics; of zeros only the batch's are seen."""
+    old = torch.rand(2, x.shape[1], generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64) * 3 + 0.5
+    mean, var = (old * (not zero)).to(x.dtype)
+    return Case({"x": x, "running_mean": mean, "running_var": var, "momentum": momentum}, **flags)
 
 
-def from_zero(arguments):
-    """Return arguments whose old statistics are 0, so that only the batch's are seen."""
-    return arguments | {name: torch.zeros_like(arguments[name]) for name in ("running_mean", "running_var")}
-
-
-FIRST = {
-    "x": torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]]),
-    "running_mean": torch.tensor([1.0, 2.0]),
-    "running_var": torch.tensor([3.0, 1.0]),
-    "momentum": 0.25,
-}
-LARGE_MEAN = images(4, 2, 2, 2, 1.0, 4000.0, 0.5, torch.float32, 7).arguments
+BY_HAND_TOO = {"running_mean": torch.tensor([1.0, 2.0]), "running_var": torch.tensor([3.0, 1.0]), "momentum": 0.25}
 RUNNING_STATS = Exercise(
     name="running_stats",
     place=Place(3, "Momentum"),
@@ -419,25 +385,19 @@ RUNNING_STATS = Exercise(
     formula=running_stats,
     mistakes=RUNNING_MISTAKES,
     cases=(
-        Case(FIRST),
-        images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float32, 1),
-        images(2, 3, 4, 3, 2.0, -1.0, 0.3, torch.float64, 2),
-        images(4, 4, 4, 3, 1.0, 0.5, 0.9, torch.float32, 3),
-        images(3, 3, 1, 2, 1.0, 0.5, 1.0, torch.float32, 4),
-        images(4, 2, 1, 1, 1.0, 2.0, 0.6, torch.float32, 5),
-        images(1, 3, 2, 3, 1.0, 2.0, 0.6, torch.float32, 6),
-        images(3, 3, 2, 3, 0.01, 0.02, 0.4, torch.float64, 9),
-        Case(LARGE_MEAN, "the mean is large", ill=True),
-        Case(from_zero(images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float64, 8).arguments), plain=True),
+        Case({"x": IMAGES, **BY_HAND_TOO}),
+        running_case(batch((3, 4, 2, 5), 1, mean=1.0), 0.1, 1),
+        running_case(batch((2, 3, 4, 3), 2, scale=2.0, mean=-1.0, dtype=torch.float64), 0.3, 2),
+        running_case(batch((4, 4, 4, 3), 3, mean=0.5), 0.9, 3),
+        running_case(batch((3, 3, 1, 2), 4, mean=0.5), 1.0, 4),
+        running_case(batch((4, 2, 1, 1), 5, mean=2.0), 0.6, 5),
+        running_case(batch((1, 3, 2, 3), 6, mean=2.0), 0.6, 6),
+        running_case(batch((3, 3, 2, 3), 9, scale=0.01, mean=0.02, dtype=torch.float64), 0.4, 9),
+        running_case(batch((4, 2, 2, 2), 7, mean=4000.0), 0.5, 7, trait="the mean is large", ill=True),
+        running_case(batch((3, 4, 2, 5), 8, mean=1.0, dtype=torch.float64), 0.1, 8, zero=True, plain=True),
     ),
-    drawn=st.builds(
-        images,
-        *[one_of(1, 2, 3, 4)] * 4,
-        one_of(1.0, 0.01, 5.0, 100.0),
-        one_of(0.0, 1.0, -20.0, 300.0),
-        one_of(0.1, 0.3, 1.0, 0.01),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+    drawn=drawn_batches(
+        running_case, *[(1, 2, 3, 4)] * 4, scales=(1.0, 0.01, 5.0, 100.0), more=[(0.1, 0.3, 1.0, 0.01)], least=4
     ),
     results=("new_mean", "new_var"),
 )

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from hypothesis import strategies as st
@@ -94,3 +95,8 @@ def one_of(*options):
     """
     bits = (len(options) - 1).bit_length()
     return st.tuples(*[st.booleans()] * bits).map(lambda flips: options[sum(flip << i for i, flip in enumerate(flips))])
+
+
+def drawn(build, *options):
+    """Return a strategy for build(one of each of the options); the same draws give the same, solved only once."""
+    return st.builds(cache(build), *[one_of(*each) for each in options])
