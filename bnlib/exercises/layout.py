@@ -4,16 +4,20 @@ import torch
 
 from .formula import EPSILONS, GRADES, average, batch, drawn_batches
 from .judge import Case, Exercise, Mistake
-from .mistakes import FIXED, SQUARES, WRONG_AXES
+from .mistakes import FIXED, NOT_CENTRED, SQUARES, WRONG_AXES
 from .reading import Place
 from .statistics import BY_HAND, DRAWN_ROWS
 
 # ---- as_2d
 
 
-def as_2d(x, *, how=lambda x: x.transpose(1, 2).flatten(0, 1)):
-    """Return x (N, C, L) as rows (N·L, C), or whatever else `how` makes of it."""
-    return how(x)
+def as_2d(x, *, how=("NLC", -1, "C")):
+    """Return x (N, C, L) with its axes in another order, then reshaped; in the shape letters stand for their sizes."""
+    if callable(how):
+        return how(x)
+    order, *shape = how
+    sizes = dict(zip("NCL", x.shape, strict=True))
+    return x.permute(["NCL".index(axis) for axis in order]).reshape([sizes.get(size, size) for size in shape])
 
 
 def standardized(x):
@@ -28,48 +32,40 @@ LAYOUTS = (
     Mistake(
         "reshaped without permute",
         f"the rows mix channels and positions: `reshape` moves no number, it cuts the same sequence elsewhere; {LAST}",
-        how=lambda x: x.reshape(-1, x.shape[1]),
+        how=("NCL", -1, "C"),
     ),
     Mistake(
         "axes in the wrong order",
         f"after the permute the last axis is not C, so each row holds one channel's neighbours; {LAST}",
-        also=[
-            dict(how=lambda x: x.transpose(0, 1).reshape(-1, x.shape[1])),
-            dict(how=lambda x: x.permute(1, 2, 0).reshape(-1, x.shape[1])),
-            dict(how=lambda x: x.permute(2, 1, 0).reshape(-1, x.shape[1])),
-        ],
+        also=[dict(how=(order, -1, "C")) for order in ("CNL", "CLN", "LCN")],
     ),
     Mistake(
         "positions as features",
         f"the rows are the L positions of one channel; a column of the result has to be a channel: {LAST}",
-        also=[
-            dict(how=lambda x: x.flatten(0, 1)),
-            dict(how=lambda x: x.transpose(0, 1).flatten(0, 1)),
-            dict(how=lambda x: x.transpose(0, 2).reshape(-1, x.shape[2])),
-        ],
+        also=[dict(how=(order, -1, "L")) for order in ("NCL", "CNL", "LCN")],
     ),
     Mistake(
         "channels as rows",
         "the result is (C, N·L); its transpose is asked for, one column a channel",
-        how=lambda x: x.transpose(0, 1).flatten(1),
+        how=("CNL", "C", -1),
     ),
     Mistake(
         "channels as rows, without permute",
         f"the result is (C, N·L), and its rows mix channels: `reshape` moves no number; {LAST}",
-        how=lambda x: x.reshape(x.shape[1], -1),
+        how=("NCL", "C", -1),
     ),
     Mistake(
         "samples as rows",
         f"each sample became one row of C·L numbers, and 2D BatchNorm would have C·L features; {LAST}",
-        how=lambda x: x.flatten(1),
+        how=("NCL", "N", -1),
     ),
     Mistake(
         "still three axes",
         "the channels are last, but the shape is still (N, L, C): make one axis of N and L, reshape(-1, C)",
-        how=lambda x: x.transpose(1, 2),
+        how=("NLC", "N", "L", "C"),
     ),
     Mistake("unchanged", f"x comes back as it was, (N, C, L): {LAST}", how=lambda x: x),
-    Mistake("everything in one row", f"all axes were flattened into one; {LAST}", how=lambda x: x.flatten()),
+    Mistake("everything in one row", f"all axes were flattened into one; {LAST}", how=("NCL", -1)),
     Mistake("positions averaged", f"the positions were averaged away; {LOST}", how=lambda x: x.mean(2)),
     Mistake("samples averaged", f"the samples were averaged away; {LOST}", how=lambda x: x.mean(0).T),
     Mistake(
@@ -176,7 +172,7 @@ INVERSES = (
     Mistake(WRONG_AXES, "they are each row's (dim=1); each column is a channel: dim=0", over=(1,)),
     Mistake(WRONG_AXES, "they are the whole table's; each column is a channel: dim=0", over=(0, 1)),
     Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", place="subtracted"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
+    NOT_CENTRED,
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),
     Mistake("median instead of mean", "β is the median; BN subtracted the mean", shift="median"),
     FIXED,

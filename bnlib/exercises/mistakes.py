@@ -13,41 +13,51 @@ def around_either(**knobs):
     return [knobs, {**knobs, "around": "true mean"}]
 
 
+def at_any_place(**knobs):
+    """Return the variants of a mistake beside which ε stands inside the root, outside, or nowhere."""
+    return [{**knobs, "place": place} for place in ("inside", "outside", "missing")]
+
+
+NOT_CENTRED = Mistake(
+    "variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"
+)
+ONE_TOO_FEW = Mistake(
+    "mean divided by n − 1",
+    "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
+    also=around_either(mean_by="n - 1"),
+)
 UNBIASED = Mistake(
     "unbiased variance",
     "the variance is divided by n − 1; the one that normalises is the biased one, ÷ n: `var(..., correction=0)`, as "
     "torch's default is ÷ (n − 1)",
     var_by="n - 1",
 )
+ROOT = "divide by √(var + ε)"
 EPSILON = (
     Mistake("epsilon outside the root", "√var + ε divides; ε belongs inside the root, √(var + ε)", place="outside"),
     Mistake("epsilon missing", "there is no ε, and equal values divide by zero; write √(var + ε)", place="missing"),
 )
 SPREAD = (
-    Mistake("divided by the variance", "a root is missing: divide by √(var + ε), not by var + ε", spread="variance"),
+    Mistake("divided by the variance", f"a root is missing: {ROOT}, not by var + ε", spread="variance"),
     Mistake("root taken twice", "`std` is the root of the variance already, and is rooted again", spread="double root"),
     Mistake("not divided", "the division by √(var + ε) is missing", spread="nothing"),
     *rarely(
-        Mistake(
-            "divided by the squared variance", "divide by √(var + ε), not by (var + ε)²", spread="squared variance"
-        ),
-        Mistake("multiplied by the standard deviation", "divide by √(var + ε), do not multiply", spread="multiplied"),
+        Mistake("divided by the squared variance", f"{ROOT}, not by (var + ε)²", spread="squared variance"),
+        Mistake("multiplied by the standard deviation", f"{ROOT}, do not multiply", spread="multiplied"),
         Mistake(
             "mean absolute deviation",
             "the spread is the mean of |x − mean|; BN divides by the root of the mean of (x − mean)²",
-            also=[dict(spread="absolute", place=place) for place in ("inside", "outside", "missing")],
+            also=at_any_place(spread="absolute"),
         ),
         Mistake(
             "divided by the range",
             "x − mean is divided by largest − smallest; BN divides by the standard deviation",
-            also=[dict(spread="range", place=place) for place in ("inside", "outside", "missing")],
+            also=at_any_place(spread="range"),
         ),
         Mistake(
             "min–max scaling",
             "(x − smallest) / (largest − smallest) is another normalization; BN is (x − mean) / √(var + ε)",
-            also=[
-                dict(centre="minus smallest", spread="range", place=place) for place in ("inside", "outside", "missing")
-            ],
+            also=at_any_place(centre="minus smallest", spread="range"),
         ),
         Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n", var_by="1"),
         Mistake("epsilon inside and outside the root", "ε is added twice; once is enough, inside", place="both"),
@@ -74,7 +84,7 @@ UNCHANGED = Mistake(
 )
 CENTRE = (
     Mistake("not centred", "the mean is not subtracted: the numerator is x, expected x − mean", centre="none"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
+    NOT_CENTRED,
     Mistake(
         "not centred anywhere",
         "the mean is subtracted neither in the numerator nor before squaring: x / √(mean(x²) + ε)",
@@ -98,20 +108,15 @@ CENTRE = (
         ),
         Mistake("smallest value instead of mean", "the smallest value is subtracted", centre="minus smallest"),
         Mistake("sum instead of mean", "the mean's sum is never divided by n", also=around_either(mean_by="1")),
-        Mistake(
-            "mean divided by n − 1",
-            "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=around_either(mean_by="n - 1"),
-        ),
+        ONE_TOO_FEW,
     ),
 )
 CUT = "the gradient does not pass through the"
 WAYS = "(`detach`, `no_grad`, `.item()`, `float`)"
+IT_DEPENDS = "it depends on x as well"
 DETACHED = (
-    Mistake("mean detached from the gradient", f"{CUT} mean {WAYS}: it depends on x as well", detached=("mean",)),
-    Mistake(
-        "variance detached from the gradient", f"{CUT} variance {WAYS}: it depends on x as well", detached=("var",)
-    ),
+    Mistake("mean detached from the gradient", f"{CUT} mean {WAYS}: {IT_DEPENDS}", detached=("mean",)),
+    Mistake("variance detached from the gradient", f"{CUT} variance {WAYS}: {IT_DEPENDS}", detached=("var",)),
     Mistake(
         "mean and variance detached from the gradient",
         f"{CUT} mean and the variance {WAYS}: both depend on x; they are no constants in the backward pass",

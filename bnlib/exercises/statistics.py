@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from . import mistakes as m
 from .formula import IMAGES, average, batch, cut, drawn_batches, statistics
 from .judge import Case, Exercise, Mistake, rarely
-from .mistakes import AXES_4D, PIXELS, RESHAPED, SQUARES, WRONG_AXES, around_either, axes_mistakes, of_parts
 from .reading import Place
 
 
@@ -60,25 +60,21 @@ MISTAKES = (
         "the variance comes first; return the mean, then the variance (`torch.var_mean` has it the other way round)",
         order="var, mean",
     ),
-    *axes_mistakes("NCL", AXES_3D, POSITIONS),
-    RESHAPED,
-    *of_parts("sample", "position", "L"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
-    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·L", also=around_either(mean_by="1")),
+    *m.axes_mistakes("NCL", AXES_3D, POSITIONS),
+    m.RESHAPED,
+    *m.of_parts("sample", "position", "L"),
+    m.NOT_CENTRED,
+    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·L", also=m.around_either(mean_by="1")),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n, n = N·L", var_by="1"),
-    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
-    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=m.around_either(mean_by="N")),
+    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=m.around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by L", f"its sum is divided by L; {ADDED}", var_by="H·W"),
     Mistake("both divided by N", f"the sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("both divided by L", f"the sums are divided by L; {ADDED}", mean_by="H·W", var_by="H·W"),
-    Mistake(
-        "mean divided by n − 1",
-        "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-        also=around_either(mean_by="n - 1"),
-    ),
+    m.ONE_TOO_FEW,
     Mistake("median instead of mean", "the first result is the median; asked for is the mean", middle="median"),
-    SQUARES,
+    m.SQUARES,
 )
 
 
@@ -249,7 +245,7 @@ def fitted_shares(k, knob):
         if constant:
             return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
         known = (RIGHT, *(shares for *_, shares in SHARES))
-        named = any(all(np.allclose(found.at(m), shares.at(m)) for m in momenta) for shares in known)
+        named = any(all(np.allclose(found.at(each), shares.at(each)) for each in momenta) for shares in known)
         return None if named else {knob: found}
 
     return fit
@@ -328,14 +324,14 @@ RUNNING_MISTAKES = (
         fit=fitted_momentum,
     ),
     *OTHER_SHARES,
-    *axes_mistakes("NCHW", AXES_4D, PIXELS, var_by="n", factor="n/(n-1)"),
+    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, var_by="n", factor="n/(n-1)"),
     Mistake(
-        WRONG_AXES,
-        f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {PIXELS}",
+        m.WRONG_AXES,
+        f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {m.PIXELS}",
         over=(0,),
         laid="first",
     ),
-    RESHAPED,
+    m.RESHAPED,
     Mistake(
         "epsilon in the running variance",
         "{added:g} is added to the running variance; ε is added when it is used, under the root",
@@ -352,20 +348,18 @@ RUNNING_MISTAKES = (
         "the squares are taken of x − running mean, not of x − the batch's own mean",
         also=[dict(middle="new running mean"), dict(middle="old running mean")],
     ),
-    *of_parts("image", "pixel", "H·W"),
+    *m.of_parts("image", "pixel", "H·W"),
     *rarely(
         Mistake("mean in place of the variance", "the batch's mean enters the running variance", entered="mean"),
         Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", around="zero"),
-        Mistake("sum instead of mean", "the mean's sum is never divided by n = N·H·W", also=around_either(mean_by="1")),
-        Mistake("sum instead of mean in the variance", f"the squares are summed, not averaged; {STORED}", var_by="1"),
         Mistake(
-            "mean divided by n − 1",
-            "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=around_either(mean_by="n - 1"),
+            "sum instead of mean", "the mean's sum is never divided by n = N·H·W", also=m.around_either(mean_by="1")
         ),
+        Mistake("sum instead of mean in the variance", f"the squares are summed, not averaged; {STORED}", var_by="1"),
+        m.ONE_TOO_FEW,
         Mistake("median instead of mean", "the median enters the running mean", middle="median"),
     ),
-    SQUARES,
+    m.SQUARES,
 )
 
 

@@ -39,9 +39,10 @@ class Mistake:
 
 def rarely(*mistakes):
     """Return mistakes marked as rare."""
-    for mistake in mistakes:
+    marked = tuple(map(copy.copy, mistakes))
+    for mistake in marked:
         mistake.rare = True
-    return mistakes
+    return marked
 
 
 @dataclass(frozen=True, eq=False)
