@@ -35,19 +35,10 @@ def drawn_batches(build, *sizes, scales=(1.0, 0.01, 10.0, 100.0), means=(0.0, 1.
 
 def average(values, dims, by="n"):
     """Return the sum over `dims`, axes kept, divided by n, or by what was mistaken for n."""
-    n = math.prod(values.shape[d] for d in dims)
-    if by != "n":
-        images = values.shape[0]
-        others = {
-            "n - 1": n - 1,
-            "N": images,
-            "H·W": n / images,
-            "n - N": n - images,
-            "n - H·W": n - n / images,
-            "1": 1,
-        }
-        n = others[by]
-    return values.sum(dims, keepdim=True) / float(n)
+    n, images = math.prod(values.shape[d] for d in dims), len(values)
+    pixels = n / images
+    counts = {"n": n, "n - 1": n - 1, "N": images, "H·W": pixels, "n - N": n - images, "n - H·W": n - pixels, "1": 1}
+    return values.sum(dims, keepdim=True) / float(counts[by])
 
 
 def cut(x, how):
@@ -156,24 +147,21 @@ def normalise(
     affine = dict(order=order, gamma_along=gamma_along, beta_along=beta_along, detached=detached)
     if order == "before":
         x, affine["order"] = scaled(x, gamma, beta, **affine | {"order": "γ then β"}), "neither"
+    terms = dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
     if isinstance(over, str):
-        knobs |= dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
-        return rearranged(x, eps, gamma, beta, over, knobs, affine)
+        return rearranged(x, eps, gamma, beta, over, knobs | terms, affine)
     if looped != "C":
         if len(x) > x.shape[1]:
             raise IndexError("no such channel")
-        y = normalise(x, eps, gamma, beta, laid=laid, centre=centre, spread=spread, place=place, fixed=fixed, **knobs)
+        y = normalise(x, eps, gamma, beta, **knobs, **terms)
         return torch.cat([y[:, : len(x)], torch.zeros_like(y[:, len(x) :])], 1)
     eps = eps if fixed is None else fixed
-    if "x" in detached:
-        x = x.detach()
+    x = x.detach() if "x" in detached else x
     mean_dims, var_dims, mean, var = statistics(x, over=over, spread=spread, **knobs)
     if laid != "keepdim":
         mean, var = mean.squeeze(mean_dims), var.squeeze(var_dims)
-    if "mean" in detached:
-        mean = mean.detach()
-    if "var" in detached:
-        var = var.detach()
+    mean = mean.detach() if "mean" in detached else mean
+    var = var.detach() if "var" in detached else var
     if order in ("γ on x", "β divided"):
         g, b = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in (gamma, beta))
         y = x * g - mean if order == "γ on x" else (x - mean) * g + b
@@ -188,14 +176,9 @@ def normalise(
         "mean after division": lambda: x,
         "none": lambda: x,
     }[centre]()
-    if place == "numerator":
-        y, eps = y + eps, 0.0
-    y = divided(y, var, eps, spread, place)
-    if centre == "mean after division":
-        y = y - mean
-    if place == "after":
-        y = y + eps
-    return scaled(y, gamma, beta, **affine)
+    y = divided(y + eps if place == "numerator" else y, var, eps, spread, place)
+    y = y - mean if centre == "mean after division" else y
+    return scaled(y + eps if place == "after" else y, gamma, beta, **affine)
 
 
 def rearranged(x, eps, gamma, beta, how, knobs, affine):
@@ -205,10 +188,10 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         parts = x.chunk(2) if n % 2 == 0 else (x,)
         return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
-        affine["order"] = {"γ on x": "γ then β", "β divided": "γ then β"}.get(affine["order"], affine["order"])
+        affine["order"] = "γ then β" if affine["order"] in ("γ on x", "β divided") else affine["order"]
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
-        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
-        return scaled(y, gamma, beta, **affine)
+        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs)
+        return scaled(y.reshape(x.shape), gamma, beta, **affine)
     into, back = {
         "reshape(-1, C)": (lambda: cut(x, how), lambda y: y),
         "reshape(C, -1)": (lambda: cut(x, how), lambda y: y.T),
@@ -237,9 +220,7 @@ def divided(y, var, eps, spread, place):
         "inside": lambda: (var + eps).sqrt(),
         "outside": lambda: var.sqrt() + eps,
         "both": lambda: (var + eps).sqrt() + eps,
-        "missing": lambda: var.sqrt(),
-        "numerator": lambda: var.sqrt(),
-        "after": lambda: var.sqrt(),
+        **dict.fromkeys(("missing", "numerator", "after"), var.sqrt),
         "clamped": lambda: var.clamp_min(eps).sqrt(),
         "root clamped": lambda: var.sqrt().clamp_min(eps),
         "squared": lambda: (var + eps**2).sqrt(),
@@ -257,11 +238,8 @@ def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
     def along(vector, axis):
         return vector.view([-1 if d == axis % y.dim() else 1 for d in range(y.dim())])
 
-    gamma, beta = along(gamma, gamma_along), along(beta, beta_along)
-    if "gamma" in detached:
-        gamma = gamma.detach()
-    if "beta" in detached:
-        beta = beta.detach()
+    gamma = along(gamma.detach() if "gamma" in detached else gamma, gamma_along)
+    beta = along(beta.detach() if "beta" in detached else beta, beta_along)
     return {
         "γ then β": lambda: y * gamma + beta,
         "β then γ": lambda: (y + beta) * gamma,
