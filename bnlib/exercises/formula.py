@@ -50,30 +50,20 @@ def cut(x, how):
 def statistics(
     x,
     *,
-    over=None,
-    mean_over=None,
-    var_over=None,
-    around="own mean",
-    mean_by="n",
-    var_by="n",
-    parts="",
-    sample="all",
-    mean_sample="all",
-    spread="root",
-    carried="",
-    kept="all channels",
+    over=None,  # the axes of both averages
+    mean_over=None,  # of the mean's
+    var_over=None,  # of the variance's
+    around="own mean",  # what the variance is measured around, in words or numbers
+    mean_by="n",  # what the sum is divided by
+    var_by="n",  # what the sum of squares is divided by
+    parts="",  # of what the variance is put together: each image's own, the spread of the images' means
+    sample="all",  # which images the statistics are taken from
+    mean_sample="all",  # the mean alone
+    spread="root",  # what stands for the standard deviation: a "range", an "absolute" deviation
+    carried="",  # sums that are not set back to 0 for the next channel
+    kept="all channels",  # whose statistics every channel gets
 ):
-    """Return the axes of mean and variance of x (N, C, *), and both, axes kept, bent by the knobs.
-
-    over, mean_over, var_over  axes of the averages, of one of them
-    around    what the variance is measured around
-    mean_by, var_by  what the sums are divided by
-    parts     of what the variance is put together: each image's own, the spread of the images' means
-    sample, mean_sample  which images the statistics are taken from, the mean alone
-    spread    what stands for the standard deviation: a range, an absolute deviation
-    carried   sums that are not set back to 0 for the next channel
-    kept      whose statistics every channel gets
-    """
+    """Return the axes of mean and variance of x (N, C, *), and both, axes kept, bent by the knobs."""
     every = tuple(d for d in range(x.dim()) if d != 1)
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
     images = {"all": x, "first image": x[:1], "last image": x[-1:]}
@@ -85,16 +75,16 @@ def statistics(
         return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
 
     mean = carry(average(given if mean_sample == "all" else images[mean_sample], mean_dims, mean_by), "mean")
-    middle = {
+    middles = {
         "own mean": lambda: mean if mean_dims == var_dims else average(given, var_dims),
         "true mean": lambda: average(given, var_dims),
         "the other mean": lambda: mean,
-        "zero": lambda: torch.zeros_like(mean),
+        "zero": lambda: 0.0,
         "image's mean": lambda: average(given, every[1:] or every),
         "pixel's mean": lambda: average(given, (0,)),
         "median": lambda: median(given, mean_dims),
-    }[around]()
-    deviation = given - middle
+    }
+    deviation = given - (around if isinstance(around, torch.Tensor) else middles[around]())
     if parts:
         var = of_images(given, every[1:] or every, parts)
     elif spread == "absolute":
@@ -122,28 +112,20 @@ def normalise(
     gamma=None,
     beta=None,
     *,
-    over=None,
-    laid="keepdim",
-    centre="minus mean",
-    spread="root",
-    place="inside",
-    fixed=None,
-    order="γ then β",
-    gamma_along=1,
-    beta_along=1,
-    detached="",
-    looped="C",
+    over=None,  # as for `statistics`, or a way of rearranging x first, or of dividing the batch
+    laid="keepdim",  # "last" for statistics without their averaged axes, which broadcasting lays along the last ones
+    centre="minus mean",  # what becomes of x before the division
+    spread="root",  # what it is divided by
+    place="inside",  # where ε stands
+    fixed=None,  # the ε that is always used
+    order="γ then β",  # what γ and β do
+    gamma_along=1,  # the axis that γ lies along
+    beta_along=1,  # the axis that β lies along
+    detached="",  # which terms the gradient does not pass
+    looped="C",  # "N" for a loop over the images' count that should be over the channels'
     **knobs,
 ):
-    """Return BN of x (N, C, *), its terms bent by the knobs: those of `statistics`, and
-
-    over      may also be a way of rearranging x first, or of dividing the batch
-    laid      "last" for statistics without their averaged axes, which broadcasting lays along the last ones
-    centre, spread, place, fixed  what is subtracted, what it is divided by, where ε stands, the ε that is always used
-    order, gamma_along, beta_along  what γ and β do, and the axis they lie along
-    detached  which terms the gradient does not pass
-    looped    "N" for a loop over the images' count that should be over the channels'
-    """
+    """Return BN of x (N, C, *), its terms bent by the knobs: these, and those of `statistics`."""
     affine = dict(order=order, gamma_along=gamma_along, beta_along=beta_along, detached=detached)
     if order == "before":
         x, affine["order"] = scaled(x, gamma, beta, **affine | {"order": "γ then β"}), "neither"

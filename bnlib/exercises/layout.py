@@ -2,11 +2,11 @@
 
 import torch
 
-from .formula import EPSILONS, GRADES, average, batch, drawn_batches
+from .formula import EPSILONS, GRADES, batch, divided, drawn_batches
 from .judge import Case, Exercise, Mistake
 from .mistakes import FIXED, NOT_CENTRED, SQUARES, WRONG_AXES
 from .reading import Place
-from .statistics import BY_HAND, DRAWN_ROWS
+from .statistics import BY_HAND, DRAWN_ROWS, channel_statistics
 
 # ---- as_2d
 
@@ -113,45 +113,34 @@ AS_2D = Exercise(
 
 
 def give_back(
-    x,
-    eps,
-    *,
-    over=(0,),
-    by="n",
-    around="mean",
-    power=0.5,
-    place="inside",
-    fixed=None,
-    scale="spread",
-    shift="mean",
-    order="γ, β",
+    x, eps, *, spread="root", place="inside", fixed=None, scale="spread", shift="mean", order="γ, β", **knobs
 ):
-    """Return the γ and β with which BN gives x (N, C) back, bent by the knobs."""
-    eps = eps if fixed is None else fixed
-    mean = average(x, over)
-    var = average((x - (mean if around == "mean" else 0)) ** 2, over, by).squeeze(over)
-    mean = mean.squeeze(over)
-    inside = {"inside": eps, "missing": 0.0, "outside": 0.0, "subtracted": -eps}[place]
-    spread = (var + inside) ** power + (eps if place == "outside" else 0.0)
-    gamma = {"spread": spread, "inverse": 1 / spread, "one": torch.ones_like(spread)}[scale]
+    """Return the γ and β with which BN gives x (N, C) back, bent by the knobs, those of its statistics among them."""
+    mean, var = channel_statistics(x, **knobs)
+    one = torch.ones_like(var)
+    inverse = divided(one, var, eps if fixed is None else fixed, spread, place)
+    gamma = {"spread": 1 / inverse, "inverse": inverse, "one": one}[scale]
     beta = {
         "mean": mean,
         "minus": -mean,
         "zero": torch.zeros_like(mean),
-        "divided": mean / spread,
-        "minus, divided": -mean / spread,
-        "multiplied": mean * spread,
-        "median": x.median(0).values,
+        "divided": mean * inverse,
+        "minus, divided": -mean * inverse,
+        "multiplied": mean / inverse,
     }[shift]
     return (gamma, beta) if order == "γ, β" else (beta, gamma)
 
 
 DIVIDED = "BN divided by √(var + ε)"
 INVERSES = (
-    Mistake("unbiased variance", f"γ holds the variance ÷ (N − 1); {DIVIDED} with ÷ N: `correction=0`", by="n - 1"),
+    Mistake("unbiased variance", f"γ holds the variance ÷ (N − 1); {DIVIDED} with ÷ N: `correction=0`", var_by="n - 1"),
     Mistake("epsilon missing", f"γ is the standard deviation alone; {DIVIDED}, with ε in it", place="missing"),
     Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", place="outside"),
-    Mistake("variance instead of standard deviation", f"γ is the variance; {DIVIDED}, so a root is missing", power=1),
+    Mistake(
+        "variance instead of standard deviation",
+        f"γ is the variance; {DIVIDED}, so a root is missing",
+        spread="variance",
+    ),
     Mistake("gamma and beta swapped", "β comes first; return γ, the scale √(var + ε), then β, the mean", order="β, γ"),
     Mistake("gamma inverted", f"γ is 1 / √(var + ε); {DIVIDED} already, γ has to multiply by it", scale="inverse"),
     Mistake("sign of beta", "β is −mean; BN subtracted the mean already, β has to add it", shift="minus"),
@@ -173,8 +162,8 @@ INVERSES = (
     Mistake(WRONG_AXES, "they are the whole table's; each column is a channel: dim=0", over=(0, 1)),
     Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", place="subtracted"),
     NOT_CENTRED,
-    Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),
-    Mistake("median instead of mean", "β is the median; BN subtracted the mean", shift="median"),
+    Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", var_by="1"),
+    Mistake("median instead of mean", "β is the median; BN subtracted the mean", middle="median"),
     FIXED,
     SQUARES,
 )

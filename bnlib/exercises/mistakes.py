@@ -113,20 +113,22 @@ CENTRE = (
 )
 CUT = "the gradient does not pass through the"
 WAYS = "(`detach`, `no_grad`, `.item()`, `float`)"
-IT_DEPENDS = "it depends on x as well"
+
+
+def detached(what, cause, *terms):
+    """Return the entry of terms that the gradient does not pass."""
+    return Mistake(f"{what} detached from the gradient", cause, detached=terms)
+
+
 DETACHED = (
-    Mistake("mean detached from the gradient", f"{CUT} mean {WAYS}: {IT_DEPENDS}", detached=("mean",)),
-    Mistake("variance detached from the gradient", f"{CUT} variance {WAYS}: {IT_DEPENDS}", detached=("var",)),
-    Mistake(
-        "mean and variance detached from the gradient",
+    detached("mean", f"{CUT} mean {WAYS}: it depends on x as well", "mean"),
+    detached("variance", f"{CUT} variance {WAYS}: it depends on x as well", "var"),
+    detached(
+        "mean and variance",
         f"{CUT} mean and the variance {WAYS}: both depend on x; they are no constants in the backward pass",
-        detached=("mean", "var"),
+        *("mean", "var"),
     ),
-    Mistake(
-        "input detached from the gradient",
-        "no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)",
-        detached=("x",),
-    ),
+    detached("input", "no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)", "x"),
 )
 SQUARES = Mistake(  # of arithmetic: no knob, it shows on a large mean alone
     "mean of squares minus squared mean",
@@ -153,11 +155,11 @@ AXES_4D = {
 WRONG_AXES = "statistics over the wrong axes"
 
 
-def axes_mistakes(letters, known, wanted, **beside):
+def axes_mistakes(letters, known, wanted, *beside):
     """Return an entry for each wrong set of axes: of both statistics, of the mean alone, of the variance alone.
 
     letters of the axes, such as "NCHW"; known: what a set of axes means; wanted: what would be right, in words;
-    beside: knobs that may come with both statistics' axes, and are no mistake of their own then.
+    beside: knobs that may come with both statistics' axes, and are no mistake of their own then
     """
     rank = len(letters)
     right = tuple(d for d in range(rank) if d != 1)
@@ -169,24 +171,21 @@ def axes_mistakes(letters, known, wanted, **beside):
         meaning = f" ({known[dims]})" if dims in known else ""
         return f"over {axes}, dim={dims if len(dims) > 1 else dims[0]}{meaning}; {wanted}"
 
-    both = [
+    of_one = ({}, {"around": "the other mean"})
+    entries = [
         Mistake(
-            WRONG_AXES,
-            f"mean and variance are taken {over(dims)}",
-            also=[dict(mean_over=dims, var_over=dims, **more) for more in ({}, beside)[: 1 + bool(beside)]],
+            f"{what} over the wrong axes",
+            f"{taken} taken {over(dims)}",
+            also=[dict.fromkeys(knobs, dims) | more for more in variants],
+        )
+        for what, taken, knobs, variants in (
+            ("statistics", "mean and variance are", ("mean_over", "var_over"), ({}, *beside)),
+            ("mean", "the mean is", ("mean_over",), of_one),
+            ("variance", "the variance is", ("var_over",), of_one),
         )
         for dims in wrong
     ]
-    alone = [
-        Mistake(
-            f"{statistic} over the wrong axes",
-            f"the {statistic} is taken {over(dims)}",
-            also=[{knob: dims}, {knob: dims, "around": "the other mean"}],
-        )
-        for statistic, knob in (("mean", "mean_over"), ("variance", "var_over"))
-        for dims in wrong
-    ]
-    return (*both[: len(known)], *rarely(*both[len(known) :], *alone))
+    return (*entries[: len(known)], *rarely(*entries[len(known) :]))
 
 
 def of_parts(image, pixel, m):
@@ -199,11 +198,7 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {image}s' variances",
             f"each {image}'s own variance is taken and then averaged, {lost}",
-            also=[
-                dict(around="image's mean"),
-                dict(around="image's mean", var_by="n"),
-                dict(around="image's mean", var_by="n - N"),
-            ],
+            also=[dict(around="image's mean", **by) for by in ({}, {"var_by": "n"}, {"var_by": "n - N"})],
         ),
         Mistake(
             f"average of the {image}s' standard deviations",
@@ -224,11 +219,7 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {pixel}s' variances",
             f"each {pixel}'s variance over N is taken and then averaged, so what the {pixel}s' means differ by is lost",
-            also=[
-                dict(around="pixel's mean"),
-                dict(around="pixel's mean", var_by="n"),
-                dict(around="pixel's mean", var_by="n - H·W"),
-            ],
+            also=[dict(around="pixel's mean", **by) for by in ({}, {"var_by": "n"}, {"var_by": "n - H·W"})],
         ),
     )
 
@@ -288,32 +279,35 @@ OTHER = Mistake(
 # ---- γ and β
 
 FORMULA = "y = x̂ · γ + β"
+
+
+def affine(name, cause, order):
+    """Return the entry of another use of γ and β."""
+    return Mistake(name, f"{cause}; {FORMULA}", order=order)
+
+
 AFFINE = (
-    Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
-    Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
-    Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
-    Mistake("gamma and beta forgotten", f"neither γ nor β is used; {FORMULA}", order="neither"),
-    Mistake("beta before gamma", f"β is added first, (x̂ + β) · γ, so that γ scales β too; {FORMULA}", order="β then γ"),
+    affine("gamma and beta swapped", "γ shifts and β scales", "swapped"),
+    affine("gamma forgotten", "γ is never used", "no γ"),
+    affine("beta forgotten", "β is never used", "no β"),
+    affine("gamma and beta forgotten", "neither γ nor β is used", "neither"),
+    affine("beta before gamma", "β is added first, (x̂ + β) · γ, so that γ scales β too", "β then γ"),
     *(
         Mistake(
             f"{what} along the wrong axis",
             f"{what} of shape (C,) go along the axis {letter}, not along the channels: broadcasting lines up the last "
             "axes; use `.view(1, -1, 1, 1)`",
-            **{knob: axis for knob in knobs},
+            **{f"{name}_along": axis for name in what.split(" and ")},
         )
         for axis, letter in ((3, "W"), (2, "H"), (0, "N"))
-        for what, knobs in (
-            ("gamma and beta", ("gamma_along", "beta_along")),
-            ("gamma", ("gamma_along",)),
-            ("beta", ("beta_along",)),
-        )
+        for what in ("gamma and beta", "gamma", "beta")
     ),
     *rarely(
-        Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
-        Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
+        affine("beta subtracted", "β is subtracted", "minus β"),
+        affine("divided by gamma", "x̂ is divided by γ", "divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
-        Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
-        Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
+        affine("gamma added", "γ is added", "γ added"),
+        affine("gamma twice", "γ multiplies twice", "γ squared"),
         Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
         Mistake("one beta for all channels", "the first channel's β shifts all; each has its own", order="one β"),
         Mistake(
@@ -322,18 +316,14 @@ AFFINE = (
             order="one γ, one β",
         ),
     ),
-    Mistake("gamma detached from the gradient", "no gradient reaches γ, it cannot be learned", detached=("gamma",)),
-    Mistake("beta detached from the gradient", "no gradient reaches β, it cannot be learned", detached=("beta",)),
+    detached("gamma", "no gradient reaches γ, it cannot be learned", "gamma"),
+    detached("beta", "no gradient reaches β, it cannot be learned", "beta"),
     *rarely(
-        Mistake(
-            "gamma and beta detached from the gradient",
-            "no gradient reaches γ and β (`detach`, `.data`), they cannot be learned",
-            detached=("gamma", "beta"),
+        detached(
+            "gamma and beta", "no gradient reaches γ and β (`detach`, `.data`), they cannot be learned", "gamma", "beta"
         ),
-        Mistake(
-            "output detached from the gradient",
-            "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
-            detached=("x", "gamma", "beta"),
+        detached(
+            "output", "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)", "x", "gamma", "beta"
         ),
     ),
 )
@@ -345,46 +335,29 @@ INTERTWINED = (  # γ and β within what is normalised
         centre="none",
         spread="nothing",
     ),
-    Mistake(
-        "gamma and beta before the normalization",
-        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
-        order="before",
-    ),
+    affine("gamma and beta before the normalization", "x · γ + β is normalised, which takes both off again", "before"),
     *rarely(
-        Mistake(
-            "gamma on x alone",
-            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
-            order="γ on x",
-        ),
-        Mistake(
-            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
-        ),
+        affine("gamma on x alone", "γ multiplies x before the mean is subtracted, and not the mean", "γ on x"),
+        affine("beta divided", "β is added inside the fraction, so that it is divided, too", "β divided"),
     ),
 )
 
 # ---- loops
 
-ADDED = "N·H·W numbers were added"
+ADDED, ON = "N·H·W numbers were added", "from channel to channel: set"
 LOOPS = rarely(
     Mistake(
         "loop over N instead of C",
         "the loop over channels runs to the number of images: later channels are left out, or there are too few",
         looped="N",
     ),
-    Mistake(
-        "sums not reset for each channel",
-        "the sums of mean and variance go on from channel to channel: set them to 0 inside the loop over channels",
-        carried=("mean", "var"),
-    ),
-    Mistake(
-        "sum not reset for each channel",
-        "the mean's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        also=around_either(carried=("mean",)),
-    ),
-    Mistake(
-        "sum of squares not reset for each channel",
-        "the variance's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        carried=("var",),
+    *(
+        Mistake(f"{name} not reset for each channel", f"the {sums} to 0 inside the loop over channels", also=variants)
+        for name, sums, variants in (
+            ("sums", f"sums of mean and variance go on {ON} them", [dict(carried=("mean", "var"))]),
+            ("sum", f"mean's sum goes on {ON} it", around_either(carried=("mean",))),
+            ("sum of squares", f"variance's sum goes on {ON} it", [dict(carried=("var",))]),
+        )
     ),
     Mistake(
         "last channel's statistics for all",

@@ -1,12 +1,13 @@
 """The exercises on a batch's statistics, `channel_stats` and `running_stats`, and their mistakes."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from . import mistakes as m
-from .formula import IMAGES, average, batch, cut, drawn_batches, statistics
+from .formula import IMAGES, batch, cut, drawn_batches, statistics
 from .judge import Case, Exercise, Mistake, rarely
 from .reading import Place
 
@@ -110,36 +111,26 @@ def running_stats(
     running_var,
     momentum,
     *,
-    var_by="n - 1",
-    factor="",
-    mean_share=None,
-    var_share=None,
-    fixed=None,
-    root="",
-    entered="var",
-    added=0.0,
-    laid="last",
+    var_by="n - 1",  # what the sum of squares is divided by
+    factor="",  # what then multiplies it, or the whole running variance
+    mean_share=None,  # how old and new are put together, in the mean
+    var_share=None,  # in the variance
+    fixed=None,  # the momentum that is always used
+    drifted="",  # the running mean, "old" or "new", that the squares are taken around
+    root="",  # of what the root is taken: "batch", "result", "mixed" for each of the two that are put together
+    entered="var",  # what enters the running variance
+    added=0.0,  # what is added to it
+    laid="last",  # where the channels lie in statistics that have too many axes
     order="mean, var",
     **knobs,
 ):
-    """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs.
-
-    var_by    what the sum of squares is divided by
-    factor    what then multiplies it, or the whole running variance
-    mean_share, var_share   how old and new are put together
-    fixed     the momentum that is always used
-    root      of what the root is taken: "batch", "result"
-    entered, added  what enters the running variance, and is added to it
-    laid      where the channels lie in statistics that have too many axes
-    """
+    """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs."""
     momentum = momentum if fixed is None else fixed
-    middle = knobs.pop("middle", "mean")
-    mean, var = channel_statistics(x, var_by=var_by, laid=laid, middle=middle, **knobs)
+    mean, var = channel_statistics(x, var_by=var_by, laid=laid, **knobs)
     new_mean = moved(running_mean, mean, momentum, mean_share, laid)
-    if "running mean" in middle:
-        kept = new_mean if middle.startswith("new") else running_mean
-        dims = tuple(d for d in range(x.dim()) if d != 1)
-        var = average((x - kept.view(1, -1, *[1] * len(dims[1:]))) ** 2, dims, var_by).squeeze(dims)
+    if drifted:
+        centre = {"old": running_mean, "new": new_mean}[drifted].view(1, -1, 1, 1)
+        _, var = channel_statistics(x, var_by=var_by, around=centre)
     images, n = torch.tensor([len(x), x.numel() / x.shape[1]], dtype=torch.float64)  # as tensors, n / 0 is inf
     batch_factor = {
         "n/(n-1)": n / (n - 1),
@@ -178,40 +169,28 @@ class Shares(NamedTuple):
 
 def in_words(constant, slope):
     """Return a share, constant + slope · momentum, as text."""
-    parts = [f"{constant:g}"] * (constant != 0 or slope == 0)
-    if slope:
-        sign = "" if not parts and slope > 0 else "−" if not parts else " + " if slope > 0 else " − "
-        parts.append(sign + "momentum" if abs(slope) == 1 else f"{sign}{abs(slope):g} · momentum")
-    return f"({''.join(parts)})" if len(parts) > 1 else parts[0]
+    times = "momentum" if abs(slope) == 1 else f"{abs(slope):g} · momentum"
+    if constant and slope:
+        return f"({constant:g} {'+' if slope > 0 else '−'} {times})"
+    return f"{'−' * (slope < 0)}{times}" if slope else f"{constant:g}"
 
 
 ALL, NONE, MOMENTUM, REST, HALF = (1, 0), (0, 0), (0, 1), (1, -1), (0.5, 0)
 RIGHT = Shares(REST, MOMENTUM)
 NEW = "new = (1 − momentum) · old + momentum · batch"
-SHARES = (
-    (
-        "momentum reversed",
-        "momentum is the share of the new value in PyTorch, not of the old one",
-        Shares(MOMENTUM, REST),
-    ),
-    ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", Shares(NONE, ALL)),
-    ("running statistics not updated", "they stay as they were", Shares(ALL, NONE)),
-    ("running statistics summed", "the batch's statistics are added, and the sums grow without end", Shares(ALL, ALL)),
-    (
-        "old share not reduced",
-        "momentum · batch is added, but the old value keeps its full weight",
-        Shares(ALL, MOMENTUM),
-    ),
-    (
-        "new share without momentum",
-        "the old value is reduced, but the batch enters with full weight",
-        Shares(REST, ALL),
-    ),
-    ("step in the wrong direction", "the step goes away from the batch's value", Shares((1, 1), (0, -1))),
-    ("plain average of old and new", "momentum is not used", Shares(HALF, HALF)),
-    ("old value dropped", "only momentum · batch is left", Shares(NONE, MOMENTUM)),
-    ("both shares are momentum", "the shares of old and new have to add up to 1", Shares(MOMENTUM, MOMENTUM)),
+SHARES = (  # (name, cause, old, new)
+    ("momentum reversed", "momentum is the share of the new value in PyTorch, not of the old one", MOMENTUM, REST),
+    ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", NONE, ALL),
+    ("running statistics not updated", "they stay as they were", ALL, NONE),
+    ("running statistics summed", "the batch's statistics are added, and the sums grow without end", ALL, ALL),
+    ("old share not reduced", "momentum · batch is added, but the old value keeps its full weight", ALL, MOMENTUM),
+    ("new share without momentum", "the old value is reduced, but the batch enters with full weight", REST, ALL),
+    ("step in the wrong direction", "the step goes away from the batch's value", (1, 1), (0, -1)),
+    ("plain average of old and new", "momentum is not used", HALF, HALF),
+    ("old value dropped", "only momentum · batch is left", NONE, MOMENTUM),
+    ("both shares are momentum", "the shares of old and new have to add up to 1", MOMENTUM, MOMENTUM),
 )
+KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
 
 
 def moved(old, new, momentum, shares, laid):
@@ -222,55 +201,58 @@ def moved(old, new, momentum, shares, laid):
     return of_old * old + of_new * new
 
 
-def fitted_shares(k, knob):
-    """Return how to find the shares of old and new in the k-th result, by least squares over the inputs."""
-
-    def fit(solve, answers, knobs, picks, constant=False):
-        if k not in picks or {"mean_share", "var_share"} & knobs.keys():
+def fitted_shares(k, knob, solve, answers, knobs, picks, constant=False):
+    """Return the shares of old and new in the k-th result, or the constant share of the new, by least squares."""
+    if k not in picks or {"mean_share", "var_share"} & knobs.keys():
+        return None
+    rows, targets, momenta = [], [], [case.arguments.get("momentum", 0.1) for case, _ in answers[:5]]
+    for (case, outputs), momentum in zip(answers, momenta, strict=False):
+        old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
+        bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
+        new = bent[k].double() if bent else received[:0]
+        if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
             return None
-        rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers[:5]}
-        for case, outputs in answers[:5]:
-            old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
-            bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
-            new = bent[k].double() if bent else received[:0]
-            if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
-                return None
-            momentum = case.arguments.get("momentum", 0.1) if len(momenta) > 1 else 0.0
-            weight = 1 / (old.abs() + new.abs() + 1e-9)
-            rows.append(torch.stack([old, momentum * old, new, momentum * new], -1) * weight[:, None])
-            targets.append(received * weight)
-        solution = np.linalg.lstsq(torch.cat(rows).numpy(), torch.cat(targets).numpy(), rcond=None)[0]
-        a, b, c, d = (round(number, 4) + 0.0 for number in solution.tolist())
-        found = Shares((a, b), (c, d))
-        if constant:
-            return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
-        known = (RIGHT, *(shares for *_, shares in SHARES))
-        named = any(all(np.allclose(found.at(each), shares.at(each)) for each in momenta) for shares in known)
-        return None if named else {knob: found}
-
-    return fit
+        slope = momentum if len(set(momenta)) > 1 else 0.0
+        weight = 1 / (old.abs() + new.abs() + 1e-9)
+        rows.append(torch.stack([old, slope * old, new, slope * new], -1) * weight[:, None])
+        targets.append(received * weight)
+    solution = np.linalg.lstsq(torch.cat(rows).numpy(), torch.cat(targets).numpy(), rcond=None)[0]
+    a, b, c, d = (round(number, 4) + 0.0 for number in solution.tolist())
+    if constant:
+        return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
+    found = Shares((a, b), (c, d))
+    known = (RIGHT, *(Shares(*shares) for _, _, *shares in SHARES))
+    named = any(all(np.allclose(found.at(each), shares.at(each)) for each in momenta) for shares in known)
+    return None if named else {knob: found}
 
 
-def fitted_momentum(solve, answers, knobs, picks):
-    """Return the momentum that is always used, from either result."""
-    fits = (fitted_shares(k, knob)(solve, answers, knobs, picks, constant=True) for k, (_, knob) in enumerate(KNOBS))
+def fitted_momentum(*search):
+    """Return the momentum that is always used, from either result; `search` as for every `fit`."""
+    _, _, knobs, _ = search
+    fits = (fitted_shares(k, knob, *search, constant=True) for k, (_, knob) in enumerate(KNOBS))
     return None if "fixed" in knobs else next(filter(None, fits), None)
 
 
-KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
-UPDATES = tuple(Mistake(name, f"{cause}: {NEW}", mean_share=shares, var_share=shares) for name, cause, shares in SHARES)
-HALF_UPDATES = rarely(
-    *(
-        Mistake(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}: {NEW}", **{knob: shares})
-        for name, cause, shares in SHARES
-        for statistic, knob in KNOBS
-    )
+def update(name, cause, shares, *knobs):
+    """Return the entry of an update with these shares of old and new."""
+    return Mistake(name, f"{cause}: {NEW}", **dict.fromkeys(knobs, Shares(*shares)))
+
+
+UPDATES = (
+    *(update(name, cause, shares, "mean_share", "var_share") for name, cause, *shares in SHARES),
+    *rarely(
+        *(
+            update(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}", shares, knob)
+            for name, cause, *shares in SHARES
+            for statistic, knob in KNOBS
+        )
+    ),
 )
 OTHER_SHARES = tuple(
     Mistake(
         f"shares of old and new, in the {statistic}",
         f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
-        fit=fitted_shares(k, knob),
+        fit=partial(fitted_shares, k, knob),
     )
     for k, (statistic, knob) in enumerate(KNOBS)
 )
@@ -283,7 +265,6 @@ RUNNING_MISTAKES = (
         var_by="n",
     ),
     *UPDATES,
-    *HALF_UPDATES,
     Mistake(
         "mean and variance swapped", "the running variance comes first; return mean, then variance", order="var, mean"
     ),
@@ -324,7 +305,7 @@ RUNNING_MISTAKES = (
         fit=fitted_momentum,
     ),
     *OTHER_SHARES,
-    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, var_by="n", factor="n/(n-1)"),
+    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, dict(var_by="n", factor="n/(n-1)")),
     Mistake(
         m.WRONG_AXES,
         f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {m.PIXELS}",
@@ -346,7 +327,7 @@ RUNNING_MISTAKES = (
     Mistake(
         "variance around the running mean",
         "the squares are taken of x − running mean, not of x − the batch's own mean",
-        also=[dict(middle="new running mean"), dict(middle="old running mean")],
+        also=[dict(drifted="new"), dict(drifted="old")],
     ),
     *m.of_parts("image", "pixel", "H·W"),
     *rarely(
