@@ -236,5 +236,5 @@ def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
         "γ squared": lambda: y * gamma**2 + beta,
         "one γ": lambda: y * gamma.flatten()[0] + beta,
         "one β": lambda: y * gamma + beta.flatten()[0],
-        "one γ, one β": lambda: y * gamma.flatten()[0] + beta.flatten()[0],
+        "one of each": lambda: y * gamma.flatten()[0] + beta.flatten()[0],
     }[order]()

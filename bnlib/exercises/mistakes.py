@@ -224,13 +224,11 @@ def of_parts(image, pixel, m):
     )
 
 
-STUDENTS = "all students of one subject share them: average over N, dim=0"
+SUBJECT = "all students of one subject share them: average over N, dim=0"
 PIXELS = "all values of one channel share them: average over N, H and W, dim=(0, 2, 3)"
 ROWS = (
-    *axes_mistakes("NC", AXES_2D, STUDENTS),
-    Mistake(
-        WRONG_AXES, f"mean and variance of each row are laid along the columns; {STUDENTS}", over=(1,), laid="last"
-    ),
+    *axes_mistakes("NC", AXES_2D, SUBJECT),
+    Mistake(WRONG_AXES, f"mean and variance of each row are laid along the columns; {SUBJECT}", over=(1,), laid="last"),
 )
 RESHAPED = Mistake(
     "reshaped without permute",
@@ -278,7 +276,7 @@ OTHER = Mistake(
 
 # ---- γ and β
 
-FORMULA = "y = x̂ · γ + β"
+FORMULA, OWN = "y = x̂ · γ + β", "each has its own"
 
 
 def affine(name, cause, order):
@@ -308,13 +306,9 @@ AFFINE = (
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
         affine("gamma added", "γ is added", "γ added"),
         affine("gamma twice", "γ multiplies twice", "γ squared"),
-        Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
-        Mistake("one beta for all channels", "the first channel's β shifts all; each has its own", order="one β"),
-        Mistake(
-            "one gamma and beta for all channels",
-            "γ and β are the first channel's; each has its own",
-            order="one γ, one β",
-        ),
+        Mistake("one gamma for all channels", f"the first channel's γ scales all; {OWN}", order="one γ"),
+        Mistake("one beta for all channels", f"the first channel's β shifts all; {OWN}", order="one β"),
+        Mistake("one gamma and beta for all channels", f"γ and β are the first channel's; {OWN}", order="one of each"),
     ),
     detached("gamma", "no gradient reaches γ, it cannot be learned", "gamma"),
     detached("beta", "no gradient reaches β, it cannot be learned", "beta"),

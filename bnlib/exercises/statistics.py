@@ -112,7 +112,8 @@ def running_stats(
     momentum,
     *,
     var_by="n - 1",  # what the sum of squares is divided by
-    factor="",  # what then multiplies it, or the whole running variance
+    factor="",  # what multiplies the biased variance, or the whole running variance
+    twice="",  # what multiplies the unbiased variance
     mean_share=None,  # how old and new are put together, in the mean
     var_share=None,  # in the variance
     fixed=None,  # the momentum that is always used
@@ -126,6 +127,7 @@ def running_stats(
 ):
     """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs."""
     momentum = momentum if fixed is None else fixed
+    var_by = "n" if factor else var_by
     mean, var = channel_statistics(x, var_by=var_by, laid=laid, **knobs)
     new_mean = moved(running_mean, mean, momentum, mean_share, laid)
     if drifted:
@@ -139,7 +141,7 @@ def running_stats(
         "HW/(HW-1)": n / (n - images),
         "n/(N-1)": n / (images - 1),
         "n/(n-2)": n / (n - 2),
-    }.get(factor, 1.0)
+    }.get(factor or twice, 1.0)
     var = var * batch_factor
     if root == "mixed":
         running_var, var = running_var.sqrt(), var.sqrt()
@@ -276,28 +278,20 @@ RUNNING_MISTAKES = (
     Mistake(
         "wrong count in n / (n − 1)",
         f"n is not the number of images, nor the pixels of one; {STORED}",
-        also=[dict(var_by="n", factor=factor) for factor in ("N/(N-1)", "HW/(HW-1)", "n/(N-1)")],
+        also=[dict(factor=factor) for factor in ("N/(N-1)", "HW/(HW-1)", "n/(N-1)")],
     ),
     Mistake(
         "correction applied twice",
         f"n / (n − 1), or what was taken for n, multiplies a variance that is unbiased already; {STORED}",
-        also=[dict(factor=factor) for factor in ("n/(n-1)", "N/(N-1)", "HW/(HW-1)")],
+        also=[dict(twice=factor) for factor in ("n/(n-1)", "N/(N-1)", "HW/(HW-1)")],
     ),
-    Mistake(
-        "correction applied twice", f"the sum of squares is divided by n − 2; {STORED}", var_by="n", factor="n/(n-2)"
-    ),
+    Mistake("correction applied twice", f"the sum of squares is divided by n − 2; {STORED}", factor="n/(n-2)"),
     Mistake(
         "correction reversed",
         f"(n − 1) / n multiplies; {STORED}: n / (n − 1) times the biased one",
-        var_by="n",
         factor="(n-1)/n",
     ),
-    Mistake(
-        "correction on the running variance",
-        "n / (n − 1) belongs to the batch's variance only",
-        var_by="n",
-        factor="on all",
-    ),
+    Mistake("correction on the running variance", "n / (n − 1) belongs to the batch's variance only", factor="on all"),
     Mistake(
         "momentum fixed",
         "momentum is always {fixed:g}, whatever is passed: use the argument",
@@ -305,7 +299,7 @@ RUNNING_MISTAKES = (
         fit=fitted_momentum,
     ),
     *OTHER_SHARES,
-    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, dict(var_by="n", factor="n/(n-1)")),
+    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, dict(factor="n/(n-1)")),
     Mistake(
         m.WRONG_AXES,
         f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {m.PIXELS}",

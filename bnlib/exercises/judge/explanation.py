@@ -174,7 +174,8 @@ class Explainer:
         numbers  whether to solve for numbers, too, which takes longer than what an exercise fits by itself
         """
         fits = [mistake for mistake in self.fits if mistake.fit or numbers]
-        return self.match(more for bends in sorted(beam, key=rareness) for more in self.with_found_knobs(bends, fits))
+        fewest_rare = sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends))
+        return self.match(more for bends in fewest_rare for more in self.with_found_knobs(bends, fits))
 
     def with_found_knobs(self, bends, fits):
         """Return the bends with the knobs that can be found for these mistakes, for each of them and for several."""
@@ -231,31 +232,25 @@ class Explainer:
 
 def common_pairs(bends):
     """Yield the pairs of common bends, and those of everyday ones with rare ones."""
-    common = [bend for bend in bends if not bend.mistake.rare]
     rare = [bend for bend in bends if bend.mistake.rare]
+    common = [bend for bend in bends if not bend.mistake.rare]
     both = (*combinations(common, 2), *product(bends[:EVERYDAY], rare))
     yield from (pair for pair in both if compatible(*pair))
 
 
-def rareness(bends):
-    """Return how many of the bends are rare mistakes."""
-    return sum(bend.mistake.rare for bend in bends)
-
-
 def value_bends(exercise):
-    """Return the bends that change a value on some input; the others change gradients alone."""
-    if "bends" not in exercise.computed:
-        exercise.computed["bends"] = [bend for bend in exercise.bends if not only_slopes(exercise, bend)]
-    return exercise.computed["bends"]
+    """Return the bends that change a value on some fixed input; the others change gradients alone."""
 
-
-def only_slopes(exercise, bend):
-    """Return whether a bend leaves the values as they are on every fixed input."""
-    for case in exercise.cases if exercise.tracked else ():
+    def shows(bend, case):
         plain, bent = (outputs_of(exercise, case.arguments, knobs) for knobs in ({}, bend.knobs))
-        if bent is None or not all(map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, bent))):
-            return False
-    return bool(exercise.tracked)
+        return bent is None or not all(map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, bent)))
+
+    if "bends" not in exercise.computed:
+        tried = exercise.cases if exercise.tracked else ()
+        exercise.computed["bends"] = [
+            bend for bend in exercise.bends if not tried or any(shows(bend, case) for case in tried)
+        ]
+    return exercise.computed["bends"]
 
 
 def explained_slopes(exercise, seen, bends):
