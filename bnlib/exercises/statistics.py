@@ -250,14 +250,6 @@ UPDATES = (
         )
     ),
 )
-OTHER_SHARES = tuple(
-    Mistake(
-        f"shares of old and new, in the {statistic}",
-        f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
-        fit=partial(fitted_shares, k, knob),
-    )
-    for k, (statistic, knob) in enumerate(KNOBS)
-)
 STORED = "what is stored is the unbiased one, ÷ (n − 1) with n = N·H·W"
 RUNNING_MISTAKES = (
     Mistake(
@@ -298,7 +290,14 @@ RUNNING_MISTAKES = (
         also=[dict(fixed=0.1), dict(fixed=0.9)],
         fit=fitted_momentum,
     ),
-    *OTHER_SHARES,
+    *(
+        Mistake(
+            f"shares of old and new, in the {statistic}",
+            f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
+            fit=partial(fitted_shares, k, knob),
+        )
+        for k, (statistic, knob) in enumerate(KNOBS)
+    ),
     *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, dict(factor="n/(n-1)")),
     Mistake(
         m.WRONG_AXES,

@@ -86,8 +86,8 @@ class Explainer:
         beam = [(), *((bend,) for bend in self.bends)]
         yield self.first(beam)
         yield self.fitted([()])
-        if self.most > 1:
-            yield self.first(common_pairs(self.bends) if self.pairs else ())
+        if self.pairs:
+            yield self.first(common_pairs(self.bends))
         plain = self.sketch((), self.case)
         self.bends = [bend for bend in self.bends if self.matters(bend, plain)]
         beam = [(), *((bend,) for bend in self.bends)]
