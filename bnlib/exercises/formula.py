@@ -42,9 +42,14 @@ def average(values, dims, by="n"):
 
 
 def cut(x, how):
-    """Return the rows (…, C) that `reshape` cuts from x (N, C, *) when no axis is moved before."""
+    """Return the rows (…, C) that are cut from x (N, C, *); "reshaped back" is said of what is done to them later."""
     c = x.shape[1]
-    return x.reshape(-1, c) if how == "reshape(-1, C)" else x.reshape(c, -1).T
+    return {
+        "reshape(-1, C)": lambda: x.reshape(-1, c),
+        "reshape(C, -1)": lambda: x.reshape(c, -1).T,
+        "rows, reshaped back": lambda: x.movedim(1, -1).reshape(-1, c),
+        "(C, -1), reshaped back": lambda: x.transpose(0, 1).reshape(c, -1).T,
+    }[how]()
 
 
 def statistics(
@@ -174,14 +179,9 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs)
         return scaled(y.reshape(x.shape), gamma, beta, **affine)
-    into, back = {
-        "reshape(-1, C)": (lambda: cut(x, how), lambda y: y),
-        "reshape(C, -1)": (lambda: cut(x, how), lambda y: y.T),
-        "rows, reshaped back": (lambda: x.movedim(1, -1).reshape(-1, c), lambda y: y),
-        "(C, -1), reshaped back": (lambda: x.transpose(0, 1).reshape(c, -1).T, lambda y: y.T),
-    }[how]
     affine |= {"gamma_along": 1, "beta_along": 1}
-    return back(normalise(into(), eps, gamma, beta, **knobs, **affine)).reshape(x.shape)
+    y = normalise(cut(x, how), eps, gamma, beta, **knobs, **affine)
+    return (y.T if "C, -1" in how else y).reshape(x.shape)
 
 
 def median(values, dims):

@@ -61,16 +61,13 @@ def image_cases(affine):
 
 
 def drawn_images(affine):
-    """Return the strategy for further cases: sizes, scales, means, ε, dtype and numbers."""
-    build = partial(image_case, affine=affine)
+    """Return the strategy for further cases; of two values BN would keep the order alone, so that each has three."""
     few, scales = (1, 2, 3, 4), (1.0, 0.01, 5.0, 100.0)
-    return drawn_batches(
-        build, few, few, few, few, scales=scales, more=[EPSILONS], least=3
-    )  # of two BN keeps the order alone
+    return drawn_batches(partial(image_case, affine=affine), *[few] * 4, scales=scales, more=[EPSILONS], least=3)
 
 
-SAME = batch((4, 3), 5)
-SAME[:, 1] = 70.0
+ALL_THE_SAME = batch((4, 3), 5)
+ALL_THE_SAME[:, 1] = 70.0
 
 # ---- what can be said of a result that no mistake explains
 
@@ -133,7 +130,7 @@ STANDARDIZE = Exercise(
         Case({"scores": batch((4, 4), 2, dtype=torch.float64)}),
         Case({"scores": batch((3, 4), 3, scale=0.3)}),
         Case({"scores": batch((6, 1), 4, scale=2.0, mean=10.0)}, "C is 1"),
-        Case({"scores": SAME}, "a subject in which all have the same grade", smooth=False),
+        Case({"scores": ALL_THE_SAME}, "a subject in which all have the same grade", smooth=False),
         Case({"scores": batch((4, 3), 6, scale=3e-3)}, "a variance is tiny"),
         Case({"scores": batch((5, 3), 8, scale=1e-4, dtype=torch.float64)}, "a variance is tiny"),
         Case({"scores": batch((8, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
