@@ -284,22 +284,26 @@ def affine(name, cause, order):
     return Mistake(name, f"{cause}; {FORMULA}", order=order)
 
 
+def along_wrong_axes(axes, hint):
+    """Return the entries of γ and β that lie along one of these axes, by their letters."""
+    return tuple(
+        Mistake(
+            f"{what} along the wrong axis",
+            f"{what} of shape (C,) go along the axis {letter}, not along the channels: {hint}",
+            **{f"{name}_along": axis for name in what.split(" and ")},
+        )
+        for letter, axis in axes.items()
+        for what in ("gamma and beta", "gamma", "beta")
+    )
+
+
 AFFINE = (
     affine("gamma and beta swapped", "γ shifts and β scales", "swapped"),
     affine("gamma forgotten", "γ is never used", "no γ"),
     affine("beta forgotten", "β is never used", "no β"),
     affine("gamma and beta forgotten", "neither γ nor β is used", "neither"),
     affine("beta before gamma", "β is added first, (x̂ + β) · γ, so that γ scales β too", "β then γ"),
-    *(
-        Mistake(
-            f"{what} along the wrong axis",
-            f"{what} of shape (C,) go along the axis {letter}, not along the channels: broadcasting lines up the last "
-            "axes; use `.view(1, -1, 1, 1)`",
-            **{f"{name}_along": axis for name in what.split(" and ")},
-        )
-        for axis, letter in ((3, "W"), (2, "H"), (0, "N"))
-        for what in ("gamma and beta", "gamma", "beta")
-    ),
+    *along_wrong_axes({"W": 3, "H": 2, "N": 0}, "broadcasting lines up the last axes; use `.view(1, -1, 1, 1)`"),
     *rarely(
         affine("beta subtracted", "β is subtracted", "minus β"),
         affine("divided by gamma", "x̂ is divided by γ", "divided by γ"),
@@ -338,7 +342,7 @@ INTERTWINED = (  # γ and β within what is normalised
 
 # ---- loops
 
-ADDED, ON = "N·H·W numbers were added", "from channel to channel: set"
+ADDED, CARRIED_ON = "N·H·W numbers were added", "on from channel to channel: set"
 LOOPS = rarely(
     Mistake(
         "loop over N instead of C",
@@ -348,9 +352,9 @@ LOOPS = rarely(
     *(
         Mistake(f"{name} not reset for each channel", f"the {sums} to 0 inside the loop over channels", also=variants)
         for name, sums, variants in (
-            ("sums", f"sums of mean and variance go on {ON} them", [dict(carried=("mean", "var"))]),
-            ("sum", f"mean's sum goes on {ON} it", around_either(carried=("mean",))),
-            ("sum of squares", f"variance's sum goes on {ON} it", [dict(carried=("var",))]),
+            ("sums", f"sums of mean and variance go {CARRIED_ON} them", [dict(carried=("mean", "var"))]),
+            ("sum", f"mean's sum goes {CARRIED_ON} it", around_either(carried=("mean",))),
+            ("sum of squares", f"variance's sum goes {CARRIED_ON} it", [dict(carried=("var",))]),
         )
     ),
     Mistake(

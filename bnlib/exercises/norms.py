@@ -6,7 +6,7 @@ from .formula import batch, divided, normalise, scaled
 from .judge import Case, Exercise, Mistake, Verdict, drawn, rarely
 from .judge.answers import describe
 from .judge.verdict import refused, unanswered
-from .mistakes import AFFINE, CENTRE, DETACHED, EPSILON, FIXED, SPREAD, SQUARES, UNBIASED, WRONG_AXES
+from .mistakes import AFFINE, CENTRE, DETACHED, EPSILON, FIXED, SPREAD, SQUARES, UNBIASED, WRONG_AXES, along_wrong_axes
 from .normalise import with_affine
 from .reading import Place
 
@@ -237,19 +237,9 @@ MASKED = (
     ),
 )
 # of γ and β those that fit three axes: L is axis 2 here
-AFFINE_3D = tuple(mistake for mistake in AFFINE if "along" not in mistake.name) + rarely(
-    *(
-        Mistake(
-            f"{what} along the wrong axis",
-            f"{what} of shape (C,) go along the axis L, not along the channels: use `.view(1, -1, 1)`",
-            **{knob: 2 for knob in knobs},
-        )
-        for what, knobs in (
-            ("gamma and beta", ("gamma_along", "beta_along")),
-            ("gamma", ("gamma_along",)),
-            ("beta", ("beta_along",)),
-        )
-    )
+AFFINE_3D = (
+    *(mistake for mistake in AFFINE if "along" not in mistake.name),
+    *rarely(*along_wrong_axes({"L": 2}, "use `.view(1, -1, 1)`")),
 )
 SPREAD_OF_SUMS = tuple(  # those that `divided` makes alone
     mistake

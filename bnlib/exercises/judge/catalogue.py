@@ -88,16 +88,16 @@ class Case:
         return arguments | {name: leaf.clone() for name, leaf in leaves.items()}, leaves
 
 
-def one_of(*options):
-    """Return a strategy for one of these (a power of two of them), which shrinks to the first.
-
-    Made of booleans alone: hypothesis draws integers in part from constants that it finds in whatever modules are
-    loaded, so that the same attempt might meet other inputs the next time.
-    """
-    bits = (len(options) - 1).bit_length()
-    return st.tuples(*[st.booleans()] * bits).map(lambda flips: options[sum(flip << i for i, flip in enumerate(flips))])
-
-
 def drawn(build, *options):
-    """Return a strategy for build(one of each of the options); the same draws give the same, solved only once."""
-    return st.builds(cache(build), *[one_of(*each) for each in options])
+    """Return a strategy for build(one of each of the options); the same draws give the same, solved only once.
+
+    Each holds a power of two of them, and shrinks to its first. It is made of booleans alone: hypothesis draws integers
+    in part from constants that it finds in whatever modules are loaded, so that the same attempt might meet other
+    inputs the next time.
+    """
+
+    def one_of(options):
+        bits = [st.booleans()] * (len(options) - 1).bit_length()
+        return st.tuples(*bits).map(lambda flips: options[sum(flip << i for i, flip in enumerate(flips))])
+
+    return st.builds(cache(build), *map(one_of, options))

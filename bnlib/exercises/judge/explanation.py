@@ -27,12 +27,10 @@ def explanations(exercise, seen):
 
     Few bends that give all at once come first; else each result is explained by itself.
     """
-    results = range(len(exercise.results))
-    most = MOST if len(results) == 1 else MOST - 1
+    count = len(exercise.results)
+    most = MOST if count == 1 else MOST - 1
     found = explanation(exercise, seen, most=most)
-    if found or len(results) == 1:
-        return [found] * len(results)
-    return [explanation(exercise, seen, (k,), most) for k in results]
+    return [found] * count if found or count == 1 else [explanation(exercise, seen, (k,), most) for k in range(count)]
 
 
 def explanation(exercise, seen, picks=None, most=MOST, pairs=True):
@@ -132,10 +130,9 @@ class Explainer:
     def distance(self, bends, case):
         """Return how far the bent formula's results are from what was seen on a case."""
         sketch = self.sketch(bends, case)
-        pairs = (
-            [(sketch[k], target) for k, target in zip(self.picks, self.targets[case], strict=True)] if sketch else ()
-        )
-        return sum(apart(*pair) for pair in pairs) / len(self.picks) if sketch else FAR
+        if sketch is None:
+            return FAR
+        return np.mean([apart(sketch[k], target) for k, target in zip(self.picks, self.targets[case], strict=True)])
 
     def sketch(self, bends, case):
         """Return the bent formula's results on a case as flat arrays, None where its shapes do not fit."""
