@@ -132,7 +132,8 @@ class Explainer:
         sketch = self.sketch(bends, case)
         if sketch is None:
             return FAR
-        return np.mean([apart(sketch[k], target) for k, target in zip(self.picks, self.targets[case], strict=True)])
+        gaps = [apart(sketch[k], target) for k, target in zip(self.picks, self.targets[case], strict=True)]
+        return sum(gaps) / len(gaps)
 
     def sketch(self, bends, case):
         """Return the bent formula's results on a case as flat arrays, None where its shapes do not fit."""
