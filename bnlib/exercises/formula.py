@@ -4,6 +4,12 @@ import math
 
 import torch
 
+from .judge import drawn
+
+GRADES = torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]])  # lesson 01's
+IMAGES = torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]])  # (2, 2, 1, 2), easy to follow by hand
+EPSILONS = (1e-5, 1e-3, 0.1, 1.0)
+
 
 def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
     """Return noise of shape (N, C, *) whose channels c have different means, mean + c · scale, and spreads."""
@@ -12,56 +18,57 @@ def batch(shape, seed, *, scale=1.0, mean=0.0, dtype=torch.float32):
     return (noise * scale * (channel + 2) / 2 + mean + channel * scale).to(dtype)
 
 
+def drawn_batches(build, *sizes, scales=(1.0, 0.01, 10.0, 100.0), means=(0.0, 1.0, -20.0, 300.0), more=(), least=0):
+    """Return the strategy for build(x, one of each of `more`, seed), x of one of these sizes along each axis.
+
+    least  how many values a channel has, for which there may have to be more samples
+    """
+
+    def case(*draws):
+        n, *others = draws[: len(sizes)]
+        scale, mean, *rest, dtype, seed = draws[len(sizes) :]
+        shape = n if n * math.prod(others[1:]) >= least else least, *others
+        return build(batch(shape, seed, scale=scale, mean=mean, dtype=dtype), *rest, seed)
+
+    return drawn(case, *sizes, scales, means, *more, (torch.float32, torch.float64), range(8))
+
+
 def average(values, dims, by="n"):
     """Return the sum over `dims`, axes kept, divided by n, or by what was mistaken for n."""
-    n = math.prod(values.shape[d] for d in dims)
-    if by != "n":
-        images = values.shape[0]
-        others = {
-            "n - 1": n - 1,
-            "N": images,
-            "H·W": n / images,
-            "n - N": n - images,
-            "n - H·W": n - n / images,
-            "1": 1,
-        }
-        n = others[by]
-    return values.sum(dims, keepdim=True) / float(n)
+    n, images = math.prod(values.shape[d] for d in dims), len(values)
+    pixels = n / images
+    counts = {"n": n, "n - 1": n - 1, "N": images, "H·W": pixels, "n - N": n - images, "n - H·W": n - pixels, "1": 1}
+    return values.sum(dims, keepdim=True) / float(counts[by])
 
 
 def cut(x, how):
-    """Return the rows (…, C) that `reshape` cuts from x (N, C, *) when no axis is moved before."""
+    """Return the rows (…, C) that are cut from x (N, C, *); "reshaped back" is said of what is done to them later."""
     c = x.shape[1]
-    return x.reshape(-1, c) if how == "reshape(-1, C)" else x.reshape(c, -1).T
+    return {
+        "reshape(-1, C)": lambda: x.reshape(-1, c),
+        "reshape(C, -1)": lambda: x.reshape(c, -1).T,
+        "rows, reshaped back": lambda: x.movedim(1, -1).reshape(-1, c),
+        "(C, -1), reshaped back": lambda: x.transpose(0, 1).reshape(c, -1).T,
+    }[how]()
 
 
 def statistics(
     x,
     *,
-    over=None,
-    mean_over=None,
-    var_over=None,
-    around="own mean",
-    mean_by="n",
-    var_by="n",
-    parts="",
-    sample="all",
-    mean_sample="all",
-    spread="root",
-    carried="",
-    kept="all channels",
+    over=None,  # the axes of both averages
+    mean_over=None,  # of the mean's
+    var_over=None,  # of the variance's
+    around="own mean",  # what the variance is measured around, in words or numbers
+    mean_by="n",  # what the sum is divided by
+    var_by="n",  # what the sum of squares is divided by
+    parts="",  # of what the variance is put together: each image's own, the spread of the images' means
+    sample="all",  # which images the statistics are taken from
+    mean_sample="all",  # the mean alone
+    spread="root",  # what stands for the standard deviation: a "range", an "absolute" deviation
+    carried="",  # sums that are not set back to 0 for the next channel
+    kept="all channels",  # whose statistics every channel gets
 ):
-    """Return the axes of mean and variance of x (N, C, *), and both, axes kept, bent by the knobs.
-
-    over, mean_over, var_over  axes of the averages, of one of them
-    around    what the variance is measured around
-    mean_by, var_by  what the sums are divided by
-    parts     of what the variance is put together: each image's own, the spread of the images' means
-    sample, mean_sample  which images the statistics are taken from, the mean alone
-    spread    what stands for the standard deviation: a range, an absolute deviation
-    carried   sums that are not set back to 0 for the next channel
-    kept      whose statistics every channel gets
-    """
+    """Return the axes of mean and variance of x (N, C, *), and both, axes kept, bent by the knobs."""
     every = tuple(d for d in range(x.dim()) if d != 1)
     mean_dims, var_dims = mean_over or over or every, var_over or over or every
     images = {"all": x, "first image": x[:1], "last image": x[-1:]}
@@ -73,16 +80,16 @@ def statistics(
         return {"all channels": statistic, "first": statistic[:, :1], "last": statistic[:, -1:]}[kept]
 
     mean = carry(average(given if mean_sample == "all" else images[mean_sample], mean_dims, mean_by), "mean")
-    middle = {
+    middles = {
         "own mean": lambda: mean if mean_dims == var_dims else average(given, var_dims),
         "true mean": lambda: average(given, var_dims),
         "the other mean": lambda: mean,
-        "zero": lambda: torch.zeros_like(mean),
+        "zero": lambda: 0.0,
         "image's mean": lambda: average(given, every[1:] or every),
         "pixel's mean": lambda: average(given, (0,)),
         "median": lambda: median(given, mean_dims),
-    }[around]()
-    deviation = given - middle
+    }
+    deviation = given - (around if isinstance(around, torch.Tensor) else middles[around]())
     if parts:
         var = of_images(given, every[1:] or every, parts)
     elif spread == "absolute":
@@ -110,49 +117,38 @@ def normalise(
     gamma=None,
     beta=None,
     *,
-    over=None,
-    laid="keepdim",
-    centre="minus mean",
-    spread="root",
-    place="inside",
-    fixed=None,
-    order="γ then β",
-    gamma_along=1,
-    beta_along=1,
-    detached="",
-    looped="C",
+    over=None,  # as for `statistics`, or a way of rearranging x first, or of dividing the batch
+    laid="keepdim",  # "last" for statistics without their averaged axes, which broadcasting lays along the last ones
+    centre="minus mean",  # what becomes of x before the division
+    spread="root",  # what it is divided by
+    place="inside",  # where ε stands
+    fixed=None,  # the ε that is always used
+    order="γ then β",  # what γ and β do
+    gamma_along=1,  # the axis that γ lies along
+    beta_along=1,  # the axis that β lies along
+    detached="",  # which terms the gradient does not pass
+    looped="C",  # "N" for a loop over the images' count that should be over the channels'
     **knobs,
 ):
-    """Return BN of x (N, C, *), its terms bent by the knobs: those of `statistics`, and
-
-    over      may also be a way of rearranging x first, or of dividing the batch
-    laid      "last" for statistics without their averaged axes, which broadcasting lays along the last ones
-    centre, spread, place, fixed  what is subtracted, what it is divided by, where ε stands, the ε that is always used
-    order, gamma_along, beta_along  what γ and β do, and the axis they lie along
-    detached  which terms the gradient does not pass
-    looped    "N" for a loop over the images' count that should be over the channels'
-    """
+    """Return BN of x (N, C, *), its terms bent by the knobs: these, and those of `statistics`."""
     affine = dict(order=order, gamma_along=gamma_along, beta_along=beta_along, detached=detached)
     if order == "before":
         x, affine["order"] = scaled(x, gamma, beta, **affine | {"order": "γ then β"}), "neither"
+    terms = dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
     if isinstance(over, str):
-        knobs |= dict(laid=laid, centre=centre, spread=spread, place=place, fixed=fixed)
-        return rearranged(x, eps, gamma, beta, over, knobs, affine)
+        return rearranged(x, eps, gamma, beta, over, knobs | terms, affine)
     if looped != "C":
         if len(x) > x.shape[1]:
             raise IndexError("no such channel")
-        y = normalise(x, eps, gamma, beta, laid=laid, centre=centre, spread=spread, place=place, fixed=fixed, **knobs)
+        y = normalise(x, eps, gamma, beta, **knobs, **terms)
         return torch.cat([y[:, : len(x)], torch.zeros_like(y[:, len(x) :])], 1)
     eps = eps if fixed is None else fixed
-    if "x" in detached:
-        x = x.detach()
+    x = x.detach() if "x" in detached else x
     mean_dims, var_dims, mean, var = statistics(x, over=over, spread=spread, **knobs)
     if laid != "keepdim":
         mean, var = mean.squeeze(mean_dims), var.squeeze(var_dims)
-    if "mean" in detached:
-        mean = mean.detach()
-    if "var" in detached:
-        var = var.detach()
+    mean = mean.detach() if "mean" in detached else mean
+    var = var.detach() if "var" in detached else var
     if order in ("γ on x", "β divided"):
         g, b = (part.view(1, -1, *[1] * (x.dim() - 2)) for part in (gamma, beta))
         y = x * g - mean if order == "γ on x" else (x - mean) * g + b
@@ -167,14 +163,9 @@ def normalise(
         "mean after division": lambda: x,
         "none": lambda: x,
     }[centre]()
-    if place == "numerator":
-        y, eps = y + eps, 0.0
-    y = divided(y, var, eps, spread, place)
-    if centre == "mean after division":
-        y = y - mean
-    if place == "after":
-        y = y + eps
-    return scaled(y, gamma, beta, **affine)
+    y = divided(y + eps if place == "numerator" else y, var, eps, spread, place)
+    y = y - mean if centre == "mean after division" else y
+    return scaled(y + eps if place == "after" else y, gamma, beta, **affine)
 
 
 def rearranged(x, eps, gamma, beta, how, knobs, affine):
@@ -184,18 +175,13 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         parts = x.chunk(2) if n % 2 == 0 else (x,)
         return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
-        affine["order"] = {"γ on x": "γ then β", "β divided": "γ then β"}.get(affine["order"], affine["order"])
+        affine["order"] = "γ then β" if affine["order"] in ("γ on x", "β divided") else affine["order"]
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
-        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs).reshape(x.shape)
-        return scaled(y, gamma, beta, **affine)
-    into, back = {
-        "reshape(-1, C)": (lambda: cut(x, how), lambda y: y),
-        "reshape(C, -1)": (lambda: cut(x, how), lambda y: y.T),
-        "rows, reshaped back": (lambda: x.movedim(1, -1).reshape(-1, c), lambda y: y),
-        "(C, -1), reshaped back": (lambda: x.transpose(0, 1).reshape(c, -1).T, lambda y: y.T),
-    }[how]
+        y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs)
+        return scaled(y.reshape(x.shape), gamma, beta, **affine)
     affine |= {"gamma_along": 1, "beta_along": 1}
-    return back(normalise(into(), eps, gamma, beta, **knobs, **affine)).reshape(x.shape)
+    y = normalise(cut(x, how), eps, gamma, beta, **knobs, **affine)
+    return (y.T if "C, -1" in how else y).reshape(x.shape)
 
 
 def median(values, dims):
@@ -216,9 +202,7 @@ def divided(y, var, eps, spread, place):
         "inside": lambda: (var + eps).sqrt(),
         "outside": lambda: var.sqrt() + eps,
         "both": lambda: (var + eps).sqrt() + eps,
-        "missing": lambda: var.sqrt(),
-        "numerator": lambda: var.sqrt(),
-        "after": lambda: var.sqrt(),
+        **dict.fromkeys(("missing", "numerator", "after"), var.sqrt),
         "clamped": lambda: var.clamp_min(eps).sqrt(),
         "root clamped": lambda: var.sqrt().clamp_min(eps),
         "squared": lambda: (var + eps**2).sqrt(),
@@ -236,11 +220,8 @@ def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
     def along(vector, axis):
         return vector.view([-1 if d == axis % y.dim() else 1 for d in range(y.dim())])
 
-    gamma, beta = along(gamma, gamma_along), along(beta, beta_along)
-    if "gamma" in detached:
-        gamma = gamma.detach()
-    if "beta" in detached:
-        beta = beta.detach()
+    gamma = along(gamma.detach() if "gamma" in detached else gamma, gamma_along)
+    beta = along(beta.detach() if "beta" in detached else beta, beta_along)
     return {
         "γ then β": lambda: y * gamma + beta,
         "β then γ": lambda: (y + beta) * gamma,
@@ -255,5 +236,5 @@ def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
         "γ squared": lambda: y * gamma**2 + beta,
         "one γ": lambda: y * gamma.flatten()[0] + beta,
         "one β": lambda: y * gamma + beta.flatten()[0],
-        "one γ, one β": lambda: y * gamma.flatten()[0] + beta.flatten()[0],
+        "one of each": lambda: y * gamma.flatten()[0] + beta.flatten()[0],
     }[order]()

@@ -1,22 +1,23 @@
 """The exercises `as_2d` and `give_back`, and their mistakes."""
 
-from functools import cache
-
 import torch
-from hypothesis import strategies as st
 
-from .formula import average, batch
-from .judge import Case, Exercise, Mistake, one_of
-from .mistakes import FIXED, SQUARES, WRONG_AXES
+from .formula import EPSILONS, GRADES, batch, divided, drawn_batches
+from .judge import Case, Exercise, Mistake
+from .mistakes import FIXED, NOT_CENTRED, SQUARES, WRONG_AXES
 from .reading import Place
-from .statistics import BY_HAND, drawn_rows
+from .statistics import BY_HAND, DRAWN_ROWS, channel_statistics
 
 # ---- as_2d
 
 
-def as_2d(x, *, how=lambda x: x.transpose(1, 2).flatten(0, 1)):
-    """Return x (N, C, L) as rows (N·L, C), or whatever else `how` makes of it."""
-    return how(x)
+def as_2d(x, *, how=("NLC", -1, "C")):
+    """Return x (N, C, L) with its axes in another order, then reshaped; in the shape letters stand for their sizes."""
+    if callable(how):
+        return how(x)
+    order, *shape = how
+    sizes = dict(zip("NCL", x.shape, strict=True))
+    return x.permute(["NCL".index(axis) for axis in order]).reshape([sizes.get(size, size) for size in shape])
 
 
 def standardized(x):
@@ -31,48 +32,40 @@ LAYOUTS = (
     Mistake(
         "reshaped without permute",
         f"the rows mix channels and positions: `reshape` moves no number, it cuts the same sequence elsewhere; {LAST}",
-        how=lambda x: x.reshape(-1, x.shape[1]),
+        how=("NCL", -1, "C"),
     ),
     Mistake(
         "axes in the wrong order",
         f"after the permute the last axis is not C, so each row holds one channel's neighbours; {LAST}",
-        also=[
-            dict(how=lambda x: x.transpose(0, 1).reshape(-1, x.shape[1])),
-            dict(how=lambda x: x.permute(1, 2, 0).reshape(-1, x.shape[1])),
-            dict(how=lambda x: x.permute(2, 1, 0).reshape(-1, x.shape[1])),
-        ],
+        also=[dict(how=(order, -1, "C")) for order in ("CNL", "CLN", "LCN")],
     ),
     Mistake(
         "positions as features",
         f"the rows are the L positions of one channel; a column of the result has to be a channel: {LAST}",
-        also=[
-            dict(how=lambda x: x.flatten(0, 1)),
-            dict(how=lambda x: x.transpose(0, 1).flatten(0, 1)),
-            dict(how=lambda x: x.transpose(0, 2).reshape(-1, x.shape[2])),
-        ],
+        also=[dict(how=(order, -1, "L")) for order in ("NCL", "CNL", "LCN")],
     ),
     Mistake(
         "channels as rows",
         "the result is (C, N·L); its transpose is asked for, one column a channel",
-        how=lambda x: x.transpose(0, 1).flatten(1),
+        how=("CNL", "C", -1),
     ),
     Mistake(
         "channels as rows, without permute",
         f"the result is (C, N·L), and its rows mix channels: `reshape` moves no number; {LAST}",
-        how=lambda x: x.reshape(x.shape[1], -1),
+        how=("NCL", "C", -1),
     ),
     Mistake(
         "samples as rows",
         f"each sample became one row of C·L numbers, and 2D BatchNorm would have C·L features; {LAST}",
-        how=lambda x: x.flatten(1),
+        how=("NCL", "N", -1),
     ),
     Mistake(
         "still three axes",
         "the channels are last, but the shape is still (N, L, C): make one axis of N and L, reshape(-1, C)",
-        how=lambda x: x.transpose(1, 2),
+        how=("NLC", "N", "L", "C"),
     ),
     Mistake("unchanged", f"x comes back as it was, (N, C, L): {LAST}", how=lambda x: x),
-    Mistake("everything in one row", f"all axes were flattened into one; {LAST}", how=lambda x: x.flatten()),
+    Mistake("everything in one row", f"all axes were flattened into one; {LAST}", how=("NCL", -1)),
     Mistake("positions averaged", f"the positions were averaged away; {LOST}", how=lambda x: x.mean(2)),
     Mistake("samples averaged", f"the samples were averaged away; {LOST}", how=lambda x: x.mean(0).T),
     Mistake(
@@ -110,7 +103,7 @@ AS_2D = Exercise(
         Case({"x": batch((3, 3, 3), 3)}, "N, C and L are equal"),
         Case({"x": batch((2, 4, 2), 4)}),
     ),
-    drawn=drawn_rows(),
+    drawn=DRAWN_ROWS,
     results=("rows",),
     unordered=True,
     explain=columns,
@@ -120,45 +113,34 @@ AS_2D = Exercise(
 
 
 def give_back(
-    x,
-    eps,
-    *,
-    over=(0,),
-    by="n",
-    around="mean",
-    power=0.5,
-    place="inside",
-    fixed=None,
-    scale="spread",
-    shift="mean",
-    order="γ, β",
+    x, eps, *, spread="root", place="inside", fixed=None, scale="spread", shift="mean", order="γ, β", **knobs
 ):
-    """Return the γ and β with which BN gives x (N, C) back, bent by the knobs."""
-    eps = eps if fixed is None else fixed
-    mean = average(x, over)
-    var = average((x - (mean if around == "mean" else 0)) ** 2, over, by).squeeze(over)
-    mean = mean.squeeze(over)
-    inside = {"inside": eps, "missing": 0.0, "outside": 0.0, "subtracted": -eps}[place]
-    spread = (var + inside) ** power + (eps if place == "outside" else 0.0)
-    gamma = {"spread": spread, "inverse": 1 / spread, "one": torch.ones_like(spread)}[scale]
+    """Return the γ and β with which BN gives x (N, C) back, bent by the knobs, those of its statistics among them."""
+    mean, var = channel_statistics(x, **knobs)
+    one = torch.ones_like(var)
+    inverse = divided(one, var, eps if fixed is None else fixed, spread, place)
+    gamma = {"spread": 1 / inverse, "inverse": inverse, "one": one}[scale]
     beta = {
         "mean": mean,
         "minus": -mean,
         "zero": torch.zeros_like(mean),
-        "divided": mean / spread,
-        "minus, divided": -mean / spread,
-        "multiplied": mean * spread,
-        "median": x.median(0).values,
+        "divided": mean * inverse,
+        "minus, divided": -mean * inverse,
+        "multiplied": mean / inverse,
     }[shift]
     return (gamma, beta) if order == "γ, β" else (beta, gamma)
 
 
 DIVIDED = "BN divided by √(var + ε)"
 INVERSES = (
-    Mistake("unbiased variance", f"γ holds the variance ÷ (N − 1); {DIVIDED} with ÷ N: `correction=0`", by="n - 1"),
+    Mistake("unbiased variance", f"γ holds the variance ÷ (N − 1); {DIVIDED} with ÷ N: `correction=0`", var_by="n - 1"),
     Mistake("epsilon missing", f"γ is the standard deviation alone; {DIVIDED}, with ε in it", place="missing"),
     Mistake("epsilon outside the root", f"γ is √var + ε; {DIVIDED}", place="outside"),
-    Mistake("variance instead of standard deviation", f"γ is the variance; {DIVIDED}, so a root is missing", power=1),
+    Mistake(
+        "variance instead of standard deviation",
+        f"γ is the variance; {DIVIDED}, so a root is missing",
+        spread="variance",
+    ),
     Mistake("gamma and beta swapped", "β comes first; return γ, the scale √(var + ε), then β, the mean", order="β, γ"),
     Mistake("gamma inverted", f"γ is 1 / √(var + ε); {DIVIDED} already, γ has to multiply by it", scale="inverse"),
     Mistake("sign of beta", "β is −mean; BN subtracted the mean already, β has to add it", shift="minus"),
@@ -179,18 +161,12 @@ INVERSES = (
     Mistake(WRONG_AXES, "they are each row's (dim=1); each column is a channel: dim=0", over=(1,)),
     Mistake(WRONG_AXES, "they are the whole table's; each column is a channel: dim=0", over=(0, 1)),
     Mistake("epsilon subtracted", f"γ is √(var − ε); {DIVIDED}", place="subtracted"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
-    Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", by="1"),
-    Mistake("median instead of mean", "β is the median; BN subtracted the mean", shift="median"),
+    NOT_CENTRED,
+    Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ N", var_by="1"),
+    Mistake("median instead of mean", "β is the median; BN subtracted the mean", middle="median"),
     FIXED,
     SQUARES,
 )
-
-
-@cache
-def table(n, c, scale, mean, eps, dtype, seed):
-    """Return the case of a table (N, C)."""
-    return Case({"x": batch((n, c), seed, scale=scale, mean=mean, dtype=dtype), "eps": eps})
 
 
 GIVE_BACK = Exercise(
@@ -201,7 +177,7 @@ GIVE_BACK = Exercise(
     formula=give_back,
     mistakes=INVERSES,
     cases=(
-        Case({"x": torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]]), "eps": 1.0}),
+        Case({"x": GRADES, "eps": 1.0}),
         Case({"x": batch((5, 3), 1), "eps": 0.1}),
         Case({"x": batch((3, 4), 2, dtype=torch.float64), "eps": 1e-3}),
         Case({"x": batch((3, 3), 3), "eps": 0.5}),
@@ -210,15 +186,12 @@ GIVE_BACK = Exercise(
         Case({"x": batch((8, 2), 6, mean=4000.0), "eps": 1e-5}, "the mean is large", ill=True),
         Case({"x": batch((5, 3), 7, scale=1000.0, dtype=torch.float64), "eps": 1e-5}, plain=True),
     ),
-    drawn=st.builds(
-        table,
-        one_of(3, 4, 5, 8),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 0.01, 10.0, 100.0),
-        one_of(0.0, 60.0, -20.0, 300.0),
-        one_of(1e-5, 1e-3, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+    drawn=drawn_batches(
+        lambda x, eps, _: Case({"x": x, "eps": eps}),
+        (3, 4, 5, 8),
+        (1, 2, 3, 4),
+        means=(0.0, 60.0, -20.0, 300.0),
+        more=[EPSILONS],
     ),
     results=("gamma", "beta"),
 )

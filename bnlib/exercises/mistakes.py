@@ -13,41 +13,51 @@ def around_either(**knobs):
     return [knobs, {**knobs, "around": "true mean"}]
 
 
+def at_any_place(**knobs):
+    """Return the variants of a mistake beside which ε stands inside the root, outside, or nowhere."""
+    return [{**knobs, "place": place} for place in ("inside", "outside", "missing")]
+
+
+NOT_CENTRED = Mistake(
+    "variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"
+)
+ONE_TOO_FEW = Mistake(
+    "mean divided by n − 1",
+    "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
+    also=around_either(mean_by="n - 1"),
+)
 UNBIASED = Mistake(
     "unbiased variance",
     "the variance is divided by n − 1; the one that normalises is the biased one, ÷ n: `var(..., correction=0)`, as "
     "torch's default is ÷ (n − 1)",
     var_by="n - 1",
 )
+ROOT = "divide by √(var + ε)"
 EPSILON = (
     Mistake("epsilon outside the root", "√var + ε divides; ε belongs inside the root, √(var + ε)", place="outside"),
     Mistake("epsilon missing", "there is no ε, and equal values divide by zero; write √(var + ε)", place="missing"),
 )
 SPREAD = (
-    Mistake("divided by the variance", "a root is missing: divide by √(var + ε), not by var + ε", spread="variance"),
+    Mistake("divided by the variance", f"a root is missing: {ROOT}, not by var + ε", spread="variance"),
     Mistake("root taken twice", "`std` is the root of the variance already, and is rooted again", spread="double root"),
     Mistake("not divided", "the division by √(var + ε) is missing", spread="nothing"),
     *rarely(
-        Mistake(
-            "divided by the squared variance", "divide by √(var + ε), not by (var + ε)²", spread="squared variance"
-        ),
-        Mistake("multiplied by the standard deviation", "divide by √(var + ε), do not multiply", spread="multiplied"),
+        Mistake("divided by the squared variance", f"{ROOT}, not by (var + ε)²", spread="squared variance"),
+        Mistake("multiplied by the standard deviation", f"{ROOT}, do not multiply", spread="multiplied"),
         Mistake(
             "mean absolute deviation",
             "the spread is the mean of |x − mean|; BN divides by the root of the mean of (x − mean)²",
-            also=[dict(spread="absolute", place=place) for place in ("inside", "outside", "missing")],
+            also=at_any_place(spread="absolute"),
         ),
         Mistake(
             "divided by the range",
             "x − mean is divided by largest − smallest; BN divides by the standard deviation",
-            also=[dict(spread="range", place=place) for place in ("inside", "outside", "missing")],
+            also=at_any_place(spread="range"),
         ),
         Mistake(
             "min–max scaling",
             "(x − smallest) / (largest − smallest) is another normalization; BN is (x − mean) / √(var + ε)",
-            also=[
-                dict(centre="minus smallest", spread="range", place=place) for place in ("inside", "outside", "missing")
-            ],
+            also=at_any_place(centre="minus smallest", spread="range"),
         ),
         Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n", var_by="1"),
         Mistake("epsilon inside and outside the root", "ε is added twice; once is enough, inside", place="both"),
@@ -74,7 +84,7 @@ UNCHANGED = Mistake(
 )
 CENTRE = (
     Mistake("not centred", "the mean is not subtracted: the numerator is x, expected x − mean", centre="none"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
+    NOT_CENTRED,
     Mistake(
         "not centred anywhere",
         "the mean is subtracted neither in the numerator nor before squaring: x / √(mean(x²) + ε)",
@@ -97,35 +107,28 @@ CENTRE = (
             also=[dict(centre="minus median", around="median")],
         ),
         Mistake("smallest value instead of mean", "the smallest value is subtracted", centre="minus smallest"),
-        Mistake(
-            "sum instead of mean",
-            "the mean's sum is never divided by n",
-            also=around_either(mean_by="1"),
-        ),
-        Mistake(
-            "mean divided by n − 1",
-            "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=around_either(mean_by="n - 1"),
-        ),
+        Mistake("sum instead of mean", "the mean's sum is never divided by n", also=around_either(mean_by="1")),
+        ONE_TOO_FEW,
     ),
 )
 CUT = "the gradient does not pass through the"
 WAYS = "(`detach`, `no_grad`, `.item()`, `float`)"
+
+
+def detached(what, cause, *terms):
+    """Return the entry of terms that the gradient does not pass."""
+    return Mistake(f"{what} detached from the gradient", cause, detached=terms)
+
+
 DETACHED = (
-    Mistake("mean detached from the gradient", f"{CUT} mean {WAYS}: it depends on x as well", detached=("mean",)),
-    Mistake(
-        "variance detached from the gradient", f"{CUT} variance {WAYS}: it depends on x as well", detached=("var",)
-    ),
-    Mistake(
-        "mean and variance detached from the gradient",
+    detached("mean", f"{CUT} mean {WAYS}: it depends on x as well", "mean"),
+    detached("variance", f"{CUT} variance {WAYS}: it depends on x as well", "var"),
+    detached(
+        "mean and variance",
         f"{CUT} mean and the variance {WAYS}: both depend on x; they are no constants in the backward pass",
-        detached=("mean", "var"),
+        *("mean", "var"),
     ),
-    Mistake(
-        "input detached from the gradient",
-        "no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)",
-        detached=("x",),
-    ),
+    detached("input", "no gradient reaches the input (`detach`, `no_grad`, `.data`, NumPy, new numbers)", "x"),
 )
 SQUARES = Mistake(  # of arithmetic: no knob, it shows on a large mean alone
     "mean of squares minus squared mean",
@@ -152,11 +155,11 @@ AXES_4D = {
 WRONG_AXES = "statistics over the wrong axes"
 
 
-def axes_mistakes(letters, known, wanted, **beside):
+def axes_mistakes(letters, known, wanted, *beside):
     """Return an entry for each wrong set of axes: of both statistics, of the mean alone, of the variance alone.
 
     letters of the axes, such as "NCHW"; known: what a set of axes means; wanted: what would be right, in words;
-    beside: knobs that may come with both statistics' axes, and are no mistake of their own then.
+    beside: knobs that may come with both statistics' axes, and are no mistake of their own then
     """
     rank = len(letters)
     right = tuple(d for d in range(rank) if d != 1)
@@ -168,24 +171,21 @@ def axes_mistakes(letters, known, wanted, **beside):
         meaning = f" ({known[dims]})" if dims in known else ""
         return f"over {axes}, dim={dims if len(dims) > 1 else dims[0]}{meaning}; {wanted}"
 
-    both = [
+    of_one = ({}, {"around": "the other mean"})
+    entries = [
         Mistake(
-            WRONG_AXES,
-            f"mean and variance are taken {over(dims)}",
-            also=[dict(mean_over=dims, var_over=dims, **more) for more in ({}, beside)[: 1 + bool(beside)]],
+            f"{what} over the wrong axes",
+            f"{taken} taken {over(dims)}",
+            also=[dict.fromkeys(knobs, dims) | more for more in variants],
+        )
+        for what, taken, knobs, variants in (
+            ("statistics", "mean and variance are", ("mean_over", "var_over"), ({}, *beside)),
+            ("mean", "the mean is", ("mean_over",), of_one),
+            ("variance", "the variance is", ("var_over",), of_one),
         )
         for dims in wrong
     ]
-    alone = [
-        Mistake(
-            f"{statistic} over the wrong axes",
-            f"the {statistic} is taken {over(dims)}",
-            also=[{knob: dims}, {knob: dims, "around": "the other mean"}],
-        )
-        for statistic, knob in (("mean", "mean_over"), ("variance", "var_over"))
-        for dims in wrong
-    ]
-    return (*both[: len(known)], *rarely(*both[len(known) :], *alone))
+    return (*entries[: len(known)], *rarely(*entries[len(known) :]))
 
 
 def of_parts(image, pixel, m):
@@ -198,11 +198,7 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {image}s' variances",
             f"each {image}'s own variance is taken and then averaged, {lost}",
-            also=[
-                dict(around="image's mean"),
-                dict(around="image's mean", var_by="n"),
-                dict(around="image's mean", var_by="n - N"),
-            ],
+            also=[dict(around="image's mean", **by) for by in ({}, {"var_by": "n"}, {"var_by": "n - N"})],
         ),
         Mistake(
             f"average of the {image}s' standard deviations",
@@ -223,22 +219,16 @@ def of_parts(image, pixel, m):
         Mistake(
             f"average of the {pixel}s' variances",
             f"each {pixel}'s variance over N is taken and then averaged, so what the {pixel}s' means differ by is lost",
-            also=[
-                dict(around="pixel's mean"),
-                dict(around="pixel's mean", var_by="n"),
-                dict(around="pixel's mean", var_by="n - H·W"),
-            ],
+            also=[dict(around="pixel's mean", **by) for by in ({}, {"var_by": "n"}, {"var_by": "n - H·W"})],
         ),
     )
 
 
-STUDENTS = "all students of one subject share them: average over N, dim=0"
+SUBJECT = "all students of one subject share them: average over N, dim=0"
 PIXELS = "all values of one channel share them: average over N, H and W, dim=(0, 2, 3)"
 ROWS = (
-    *axes_mistakes("NC", AXES_2D, STUDENTS),
-    Mistake(
-        WRONG_AXES, f"mean and variance of each row are laid along the columns; {STUDENTS}", over=(1,), laid="last"
-    ),
+    *axes_mistakes("NC", AXES_2D, SUBJECT),
+    Mistake(WRONG_AXES, f"mean and variance of each row are laid along the columns; {SUBJECT}", over=(1,), laid="last"),
 )
 RESHAPED = Mistake(
     "reshaped without permute",
@@ -281,61 +271,57 @@ FIXED = Mistake(
     free="fixed",
 )
 OTHER = Mistake(
-    "another epsilon",
-    "ε is {fixed:g}; asked for is 1e-5",
-    also=[dict(fixed=1e-8), dict(fixed=1e-3)],
-    free="fixed",
+    "another epsilon", "ε is {fixed:g}; asked for is 1e-5", also=[dict(fixed=1e-8), dict(fixed=1e-3)], free="fixed"
 )
 
 # ---- γ and β
 
-FORMULA = "y = x̂ · γ + β"
-AFFINE = (
-    Mistake("gamma and beta swapped", f"γ shifts and β scales; {FORMULA}", order="swapped"),
-    Mistake("gamma forgotten", f"γ is never used; {FORMULA}", order="no γ"),
-    Mistake("beta forgotten", f"β is never used; {FORMULA}", order="no β"),
-    Mistake("gamma and beta forgotten", f"neither γ nor β is used; {FORMULA}", order="neither"),
-    Mistake("beta before gamma", f"β is added first, (x̂ + β) · γ, so that γ scales β too; {FORMULA}", order="β then γ"),
-    *(
+FORMULA, OWN = "y = x̂ · γ + β", "each has its own"
+
+
+def affine(name, cause, order):
+    """Return the entry of another use of γ and β."""
+    return Mistake(name, f"{cause}; {FORMULA}", order=order)
+
+
+def along_wrong_axes(axes, hint):
+    """Return the entries of γ and β that lie along one of these axes, by their letters."""
+    return tuple(
         Mistake(
             f"{what} along the wrong axis",
-            f"{what} of shape (C,) go along the axis {letter}, not along the channels: broadcasting lines up the last "
-            "axes; use `.view(1, -1, 1, 1)`",
-            **{knob: axis for knob in knobs},
+            f"{what} of shape (C,) go along the axis {letter}, not along the channels: {hint}",
+            **{f"{name}_along": axis for name in what.split(" and ")},
         )
-        for axis, letter in ((3, "W"), (2, "H"), (0, "N"))
-        for what, knobs in (
-            ("gamma and beta", ("gamma_along", "beta_along")),
-            ("gamma", ("gamma_along",)),
-            ("beta", ("beta_along",)),
-        )
-    ),
+        for letter, axis in axes.items()
+        for what in ("gamma and beta", "gamma", "beta")
+    )
+
+
+AFFINE = (
+    affine("gamma and beta swapped", "γ shifts and β scales", "swapped"),
+    affine("gamma forgotten", "γ is never used", "no γ"),
+    affine("beta forgotten", "β is never used", "no β"),
+    affine("gamma and beta forgotten", "neither γ nor β is used", "neither"),
+    affine("beta before gamma", "β is added first, (x̂ + β) · γ, so that γ scales β too", "β then γ"),
+    *along_wrong_axes({"W": 3, "H": 2, "N": 0}, "broadcasting lines up the last axes; use `.view(1, -1, 1, 1)`"),
     *rarely(
-        Mistake("beta subtracted", f"β is subtracted; {FORMULA}", order="minus β"),
-        Mistake("divided by gamma", f"x̂ is divided by γ; {FORMULA}", order="divided by γ"),
+        affine("beta subtracted", "β is subtracted", "minus β"),
+        affine("divided by gamma", "x̂ is divided by γ", "divided by γ"),
         Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
-        Mistake("gamma added", f"γ is added; {FORMULA}", order="γ added"),
-        Mistake("gamma twice", f"γ multiplies twice; {FORMULA}", order="γ squared"),
-        Mistake("one gamma for all channels", "the first channel's γ scales all; each has its own", order="one γ"),
-        Mistake("one beta for all channels", "the first channel's β shifts all; each has its own", order="one β"),
-        Mistake(
-            "one gamma and beta for all channels",
-            "γ and β are the first channel's; each has its own",
-            order="one γ, one β",
-        ),
+        affine("gamma added", "γ is added", "γ added"),
+        affine("gamma twice", "γ multiplies twice", "γ squared"),
+        Mistake("one gamma for all channels", f"the first channel's γ scales all; {OWN}", order="one γ"),
+        Mistake("one beta for all channels", f"the first channel's β shifts all; {OWN}", order="one β"),
+        Mistake("one gamma and beta for all channels", f"γ and β are the first channel's; {OWN}", order="one of each"),
     ),
-    Mistake("gamma detached from the gradient", "no gradient reaches γ, it cannot be learned", detached=("gamma",)),
-    Mistake("beta detached from the gradient", "no gradient reaches β, it cannot be learned", detached=("beta",)),
+    detached("gamma", "no gradient reaches γ, it cannot be learned", "gamma"),
+    detached("beta", "no gradient reaches β, it cannot be learned", "beta"),
     *rarely(
-        Mistake(
-            "gamma and beta detached from the gradient",
-            "no gradient reaches γ and β (`detach`, `.data`), they cannot be learned",
-            detached=("gamma", "beta"),
+        detached(
+            "gamma and beta", "no gradient reaches γ and β (`detach`, `.data`), they cannot be learned", "gamma", "beta"
         ),
-        Mistake(
-            "output detached from the gradient",
-            "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)",
-            detached=("x", "gamma", "beta"),
+        detached(
+            "output", "no gradient flows back from y at all (`detach`, `no_grad`, `.data`, NumPy)", "x", "gamma", "beta"
         ),
     ),
 )
@@ -347,46 +333,29 @@ INTERTWINED = (  # γ and β within what is normalised
         centre="none",
         spread="nothing",
     ),
-    Mistake(
-        "gamma and beta before the normalization",
-        f"x · γ + β is normalised, which takes both off again; {FORMULA}",
-        order="before",
-    ),
+    affine("gamma and beta before the normalization", "x · γ + β is normalised, which takes both off again", "before"),
     *rarely(
-        Mistake(
-            "gamma on x alone",
-            f"γ multiplies x before the mean is subtracted, and not the mean; {FORMULA}",
-            order="γ on x",
-        ),
-        Mistake(
-            "beta divided", f"β is added inside the fraction, so that it is divided, too; {FORMULA}", order="β divided"
-        ),
+        affine("gamma on x alone", "γ multiplies x before the mean is subtracted, and not the mean", "γ on x"),
+        affine("beta divided", "β is added inside the fraction, so that it is divided, too", "β divided"),
     ),
 )
 
 # ---- loops
 
-ADDED = "N·H·W numbers were added"
+ADDED, CARRIED_ON = "N·H·W numbers were added", "on from channel to channel: set"
 LOOPS = rarely(
     Mistake(
         "loop over N instead of C",
         "the loop over channels runs to the number of images: later channels are left out, or there are too few",
         looped="N",
     ),
-    Mistake(
-        "sums not reset for each channel",
-        "the sums of mean and variance go on from channel to channel: set them to 0 inside the loop over channels",
-        carried=("mean", "var"),
-    ),
-    Mistake(
-        "sum not reset for each channel",
-        "the mean's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        also=around_either(carried=("mean",)),
-    ),
-    Mistake(
-        "sum of squares not reset for each channel",
-        "the variance's sum goes on from channel to channel: set it to 0 inside the loop over channels",
-        carried=("var",),
+    *(
+        Mistake(f"{name} not reset for each channel", f"the {sums} to 0 inside the loop over channels", also=variants)
+        for name, sums, variants in (
+            ("sums", f"sums of mean and variance go {CARRIED_ON} them", [dict(carried=("mean", "var"))]),
+            ("sum", f"mean's sum goes {CARRIED_ON} it", around_either(carried=("mean",))),
+            ("sum of squares", f"variance's sum goes {CARRIED_ON} it", [dict(carried=("var",))]),
+        )
     ),
     Mistake(
         "last channel's statistics for all",
@@ -404,11 +373,7 @@ LOOPS = rarely(
     Mistake("divided by N", f"both sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("divided by H·W", f"both sums are divided by H·W; {ADDED}", mean_by="H·W", var_by="H·W"),
     Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
-    Mistake(
-        "mean divided by H·W",
-        f"its sum is divided by H·W; {ADDED}",
-        also=around_either(mean_by="H·W"),
-    ),
+    Mistake("mean divided by H·W", f"its sum is divided by H·W; {ADDED}", also=around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by H·W", f"its sum is divided by H·W; {ADDED}", var_by="H·W"),
 )

@@ -1,14 +1,14 @@
 """The exercises that normalise a batch: `standardize`, `batch_norm_loops` and `batch_norm`."""
 
 import math
-from functools import cache
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import torch
-from hypothesis import strategies as st
 
-from .formula import batch, normalise
-from .judge import Case, Exercise, one_of
+from .formula import EPSILONS, GRADES, IMAGES, batch, drawn_batches, normalise
+from .judge import Case, Exercise
 from .judge.answers import telling_digits
 from .mistakes import AFFINE, FIXED, INTERTWINED, OF_GRADES, OF_IMAGES, OTHER
 from .reading import Place
@@ -25,122 +25,63 @@ def with_affine(arguments, channels, dtype, seed):
     return {**arguments, "gamma": gamma.to(dtype), "beta": beta.to(dtype)}
 
 
+def image_case(x, eps, seed, trait="", *, affine, **flags):
+    """Return the case of images (N, C, H, W), with γ and β if asked for."""
+    arguments = with_affine({"x": x}, x.shape[1], x.dtype, seed) if affine else {"x": x}
+    return Case(arguments | {"eps": eps}, trait, **flags)
+
+
 def image_cases(affine):
     """Return the fixed cases for (N, C, H, W): each makes some mistake visible."""
-    double, single = torch.float64, torch.float32
+    double = torch.float64
 
-    def case(trait="", *, shape, eps, dtype=single, seed=1, x=None, **flags):
-        scale, mean, neutral = flags.pop("scale", 1.0), flags.pop("mean", 1.0), flags.pop("neutral", False)
-        arguments = {"x": batch(shape, seed, scale=scale, mean=mean, dtype=dtype) if x is None else x}
-        if neutral:
-            arguments |= {"gamma": torch.ones(shape[1], dtype=dtype), "beta": torch.zeros(shape[1], dtype=dtype)}
-        elif affine:
-            arguments = with_affine(arguments, shape[1], dtype, seed)
-        return Case(arguments | {"eps": eps}, trait, **flags)
+    def case(shape, eps, seed, trait="", *, scale=1.0, mean=1.0, dtype=torch.float32, **flags):
+        x = batch(shape, seed, scale=scale, mean=mean, dtype=dtype)
+        return image_case(x, eps, seed, trait, affine=affine, **flags)
 
+    by_hand = {"gamma": torch.tensor([2.0, 0.5]), "beta": torch.tensor([1.0, -3.0])} if affine else {}
     constant = batch((2, 3, 2, 2), 9)
     constant[:, 1] = 0.75  # its mean is exact in float32
-    first = {"x": torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]])}  # (2, 2, 1, 2), easy to follow by hand
-    if affine:
-        first |= {"gamma": torch.tensor([2.0, 0.5]), "beta": torch.tensor([1.0, -3.0])}
+    plain = case((4, 3, 2, 5), 1e-5, 11, scale=1000.0, dtype=double, plain=True)
+    neutral = {"gamma": torch.ones(3, dtype=double), "beta": torch.zeros(3, dtype=double)}
     return (
-        Case(first | {"eps": 0.1}),
-        case(shape=(3, 4, 2, 5), eps=1e-3),
-        case(shape=(2, 3, 4, 3), eps=1.0, dtype=double, seed=2),
-        case(shape=(2, 4, 4, 3), eps=0.1, seed=3),
-        case(shape=(3, 3, 1, 2), eps=1e-5, seed=4),
-        case("N is 1", shape=(1, 3, 4, 2), eps=0.01, seed=5),
-        case("an image is one pixel", shape=(4, 3, 1, 1), eps=0.01, seed=6),
-        case("C is 1", shape=(3, 1, 2, 2), eps=0.01, seed=7),
-        case("a variance is tiny", shape=(2, 3, 2, 3), eps=1e-5, scale=2e-3, mean=0.01, seed=8),
-        case("a variance is 0", shape=(2, 3, 2, 2), eps=1e-5, x=constant, smooth=False),
-        case("the mean is large", shape=(4, 2, 2, 2), eps=1e-5, mean=4000.0, seed=10, ill=True),
-        *(
-            case(shape=(4, 3, 2, 5), eps=1e-5, scale=1000.0, dtype=double, seed=11, plain=True, neutral=neutral)
-            for neutral in (False, True)[: 1 + affine]
-        ),
+        Case({"x": IMAGES, **by_hand, "eps": 0.1}),
+        case((3, 4, 2, 5), 1e-3, 1),
+        case((2, 3, 4, 3), 1.0, 2, dtype=double),
+        case((2, 4, 4, 3), 0.1, 3),
+        case((3, 3, 1, 2), 1e-5, 4),
+        case((1, 3, 4, 2), 0.01, 5, "N is 1"),
+        case((4, 3, 1, 1), 0.01, 6, "an image is one pixel"),
+        case((3, 1, 2, 2), 0.01, 7, "C is 1"),
+        case((2, 3, 2, 3), 1e-5, 8, "a variance is tiny", scale=2e-3, mean=0.01),
+        image_case(constant, 1e-5, 1, "a variance is 0", affine=affine, smooth=False),
+        case((4, 2, 2, 2), 1e-5, 10, "the mean is large", mean=4000.0, ill=True),
+        *[plain, replace(plain, arguments=plain.arguments | neutral)][: 1 + affine],
     )
 
 
 def drawn_images(affine):
-    """Return the strategy for further cases: sizes, scales, means, ε, dtype and numbers."""
-
-    @cache  # the same draws each time: what is right for them is computed once
-    def build(n, c, h, w, scale, mean, eps, dtype, seed):
-        n = n if n * h * w > 2 else 3  # of two values BN keeps the order alone: no gradient to compare
-        arguments = {"x": batch((n, c, h, w), seed, scale=scale, mean=mean, dtype=dtype)}
-        if affine:
-            arguments = with_affine(arguments, c, dtype, seed)
-        return Case(arguments | {"eps": eps})
-
-    size = one_of(1, 2, 3, 4)
-    return st.builds(
-        build,
-        size,
-        size,
-        size,
-        size,
-        one_of(1.0, 0.01, 5.0, 100.0),
-        one_of(0.0, 1.0, -20.0, 300.0),
-        one_of(1e-5, 1e-3, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
-    )
+    """Return the strategy for further cases; of two values BN would keep the order alone, so that each has three."""
+    few, scales = (1, 2, 3, 4), (1.0, 0.01, 5.0, 100.0)
+    return drawn_batches(partial(image_case, affine=affine), *[few] * 4, scales=scales, more=[EPSILONS], least=3)
 
 
-def grade_cases():
-    """Return the fixed cases for (N, C)."""
-    same = batch((4, 3), 5)
-    same[:, 1] = 70.0
-    return (
-        Case({"scores": torch.tensor([[85.0, 60, 70], [90, 80, 75], [95, 50, 80], [88, 70, 85]])}),
-        Case({"scores": batch((5, 2), 1, scale=5.0, mean=60.0)}),
-        Case({"scores": batch((4, 4), 2, dtype=torch.float64)}),
-        Case({"scores": batch((3, 4), 3, scale=0.3)}),
-        Case({"scores": batch((6, 1), 4, scale=2.0, mean=10.0)}, "C is 1"),
-        Case({"scores": same}, "a subject in which all have the same grade", smooth=False),
-        Case({"scores": batch((4, 3), 6, scale=3e-3)}, "a variance is tiny"),
-        Case({"scores": batch((5, 3), 8, scale=1e-4, dtype=torch.float64)}, "a variance is tiny"),
-        Case({"scores": batch((8, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
-        Case({"scores": batch((5, 3), 9, scale=1000.0, mean=500.0, dtype=torch.float64)}, plain=True),
-    )
-
-
-def drawn_grades():
-    """Return the strategy for further cases."""
-
-    @cache  # the same draws each time: what is right for them is computed once
-    def build(n, c, scale, mean, dtype, seed):
-        return Case({"scores": batch((n, c), seed, scale=scale, mean=mean, dtype=dtype)})
-
-    return st.builds(
-        build,
-        one_of(3, 4, 5, 8),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 0.01, 10.0, 100.0),
-        one_of(0.0, 60.0, -20.0, 300.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
-    )
-
+ALL_THE_SAME = batch((4, 3), 5)
+ALL_THE_SAME[:, 1] = 70.0
 
 # ---- what can be said of a result that no mistake explains
 
 
 def as_a_line(x, expected, received):
     """Say whether y still is, channel by channel, a straight line in x, and then which of its two numbers is off."""
-    letters = "NCHW"[: x.dim()]
-    for size in range(1, x.dim()):
-        for group in combinations(range(x.dim()), size):
-            if 1 not in group:
-                continue
-            line = fit(x, received, group)
-            if line is None:
-                continue
-            if group != (1,):
-                others = " and ".join(letters[d] for d in group if d != 1)
-                return f"One channel's values are not treated alike: shift or divisor change along {others}."
-            (slope, shift), (wanted_slope, wanted_shift) = line, fit(x, expected, group)
+    others = [d for d in range(x.dim()) if d != 1]
+    for along in (axes for size in range(len(others)) for axes in combinations(others, size)):
+        line = fit(x, received, (1, *along))
+        if line and along:
+            axes = " and ".join("NCHW"[d] for d in along)
+            return f"One channel's values are not treated alike: shift or divisor change along {axes}."
+        if line:
+            (slope, shift), (wanted_slope, wanted_shift) = line, fit(x, expected, (1,))
             c = int(((slope - wanted_slope).abs() + (shift - wanted_shift).abs()).nan_to_num().argmax())
             return (
                 "In each channel y is a straight line in x, as it should be, y = a · x + b; "
@@ -183,8 +124,19 @@ STANDARDIZE = Exercise(
     "1e-5.",
     formula=lambda scores, **knobs: normalise(scores, **knobs),
     mistakes=(*OF_GRADES, OTHER),
-    cases=grade_cases(),
-    drawn=drawn_grades(),
+    cases=(
+        Case({"scores": GRADES}),
+        Case({"scores": batch((5, 2), 1, scale=5.0, mean=60.0)}),
+        Case({"scores": batch((4, 4), 2, dtype=torch.float64)}),
+        Case({"scores": batch((3, 4), 3, scale=0.3)}),
+        Case({"scores": batch((6, 1), 4, scale=2.0, mean=10.0)}, "C is 1"),
+        Case({"scores": ALL_THE_SAME}, "a subject in which all have the same grade", smooth=False),
+        Case({"scores": batch((4, 3), 6, scale=3e-3)}, "a variance is tiny"),
+        Case({"scores": batch((5, 3), 8, scale=1e-4, dtype=torch.float64)}, "a variance is tiny"),
+        Case({"scores": batch((8, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
+        Case({"scores": batch((5, 3), 9, scale=1000.0, mean=500.0, dtype=torch.float64)}, plain=True),
+    ),
+    drawn=drawn_batches(lambda x, _: Case({"scores": x}), (3, 4, 5, 8), (1, 2, 3, 4), means=(0.0, 60.0, -20.0, 300.0)),
     tracked=("scores",),
     explain=as_a_line,
 )

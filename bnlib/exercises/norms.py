@@ -1,15 +1,12 @@
 """The exercises of lesson 07: `group_norm`, `masked_batch_norm`, `rms_norm`, and the quiz `axes`."""
 
-from functools import cache
-
 import torch
-from hypothesis import strategies as st
 
 from .formula import batch, divided, normalise, scaled
-from .judge import Case, Exercise, Mistake, Verdict, one_of, rarely
+from .judge import Case, Exercise, Mistake, Verdict, drawn, rarely
 from .judge.answers import describe
 from .judge.verdict import refused, unanswered
-from .mistakes import AFFINE, CENTRE, DETACHED, EPSILON, FIXED, SPREAD, SQUARES, UNBIASED, WRONG_AXES
+from .mistakes import AFFINE, CENTRE, DETACHED, EPSILON, FIXED, SPREAD, SQUARES, UNBIASED, WRONG_AXES, along_wrong_axes
 from .normalise import with_affine
 from .reading import Place
 
@@ -89,7 +86,6 @@ def group_case(shape, groups, eps, seed, dtype=torch.float32, trait="", *, scale
     return Case(with_affine(arguments, shape[1], dtype, seed) | {"eps": eps}, trait, **flags)
 
 
-@cache  # the same draws each time: what is right for them is computed once
 def drawn_groups(n, groups, each, h, w, scale, eps, dtype, seed):
     """Return a further case."""
     h = h if each * h * w > 2 else 3  # of two values a norm keeps the order alone: no gradient to compare
@@ -122,17 +118,8 @@ GROUP_NORM = Exercise(
         constant(group_case((2, 4, 2, 2), 2, 1e-5, 9, trait="a variance is 0", smooth=False)),
         group_case((2, 4, 2, 2), 2, 1e-5, 8, trait="the mean is large", mean=4000.0, ill=True),
     ),
-    drawn=st.builds(
-        drawn_groups,
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 5.0),
-        one_of(1e-3, 1e-2, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+    drawn=drawn(
+        drawn_groups, *[(1, 2, 3, 4)] * 5, (1.0, 5.0), (1e-3, 1e-2, 0.1, 1.0), (torch.float32, torch.float64), range(8)
     ),
     tracked=("x", "gamma", "beta"),
 )
@@ -250,19 +237,9 @@ MASKED = (
     ),
 )
 # of γ and β those that fit three axes: L is axis 2 here
-AFFINE_3D = tuple(mistake for mistake in AFFINE if "along" not in mistake.name) + rarely(
-    *(
-        Mistake(
-            f"{what} along the wrong axis",
-            f"{what} of shape (C,) go along the axis L, not along the channels: use `.view(1, -1, 1)`",
-            **{knob: 2 for knob in knobs},
-        )
-        for what, knobs in (
-            ("gamma and beta", ("gamma_along", "beta_along")),
-            ("gamma", ("gamma_along",)),
-            ("beta", ("beta_along",)),
-        )
-    )
+AFFINE_3D = (
+    *(mistake for mistake in AFFINE if "along" not in mistake.name),
+    *rarely(*along_wrong_axes({"L": 2}, "use `.view(1, -1, 1)`")),
 )
 SPREAD_OF_SUMS = tuple(  # those that `divided` makes alone
     mistake
@@ -287,7 +264,6 @@ def masked_case(shape, pad, eps, seed, dtype=torch.float32, trait="", *, scale=1
     return Case(with_affine({"x": x, "mask": mask}, c, dtype, seed) | {"eps": eps}, trait, **flags)
 
 
-@cache
 def drawn_sequences(n, c, length, pad, scale, eps, dtype, seed):
     """Return a further case."""
     return masked_case((n, c, length), pad, eps, seed, dtype, scale=scale)
@@ -320,16 +296,16 @@ MASKED_BATCH_NORM = Exercise(
         masked_case((3, 1, 5), 7.0, 0.01, 8, trait="C is 1"),
         masked_case((3, 2, 5), 0.02, 1e-5, 9, trait="a variance is tiny", scale=2e-3, mean=0.01),
     ),
-    drawn=st.builds(
+    drawn=drawn(
         drawn_sequences,
-        one_of(2, 3, 4, 5),
-        one_of(1, 2, 3, 4),
-        one_of(3, 4, 5, 7),
-        one_of(0.0, 7.0, -3.0, 1.0),
-        one_of(1.0, 5.0),
-        one_of(1e-3, 1e-2, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+        (2, 3, 4, 5),
+        (1, 2, 3, 4),
+        (3, 4, 5, 7),
+        (0.0, 7.0, -3.0, 1.0),
+        (1.0, 5.0),
+        (1e-3, 1e-2, 0.1, 1.0),
+        (torch.float32, torch.float64),
+        range(8),
     ),
     tracked=("x", "gamma", "beta"),
 )
@@ -441,7 +417,6 @@ def token_case(shape, eps, seed, dtype=torch.float32, trait="", *, scale=1.0, **
     return Case({"x": x.to(dtype), "gamma": gamma.to(dtype), "eps": eps}, trait, **flags)
 
 
-@cache
 def drawn_tokens(n, length, c, scale, eps, dtype, seed):
     """Return a further case."""
     return token_case((n, length, c), eps, seed, dtype, scale=scale)
@@ -463,15 +438,15 @@ RMS_NORM = Exercise(
         token_case((3, 1, 4), 0.01, 5, trait="L is 1"),
         token_case((2, 3, 4), 1e-5, 6, trait="a mean square is tiny", scale=2e-3),
     ),
-    drawn=st.builds(
+    drawn=drawn(
         drawn_tokens,
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(2, 3, 4, 6),
-        one_of(1.0, 0.01, 5.0, 100.0),
-        one_of(1e-3, 1e-2, 0.1, 1.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+        (1, 2, 3, 4),
+        (1, 2, 3, 4),
+        (2, 3, 4, 6),
+        (1.0, 0.01, 5.0, 100.0),
+        (1e-3, 1e-2, 0.1, 1.0),
+        (torch.float32, torch.float64),
+        range(8),
     ),
     tracked=("x", "gamma"),
 )

@@ -1,13 +1,11 @@
 """The exercises of lesson 09: `fold`, `freeze` and `what_is_wrong`."""
 
 import copy
-from functools import cache
 
 import torch
-from hypothesis import strategies as st
 from torch import nn
 
-from .judge import Case, Exercise, Mistake, Verdict, one_of, rarely
+from .judge import Case, Exercise, Mistake, Verdict, drawn, rarely
 from .judge.answers import describe
 from .judge.diagnosis import RAISES, Unanswered
 from .judge.guard import holds_dots
@@ -108,11 +106,10 @@ def fold_case(shape, eps, seed, dtype=torch.float32, spread=1.0, trait=""):
 def drawn_folds():
     """Return the strategy for further cases."""
 
-    @cache
     def build(out, into, k, eps, seed):
         return fold_case((out, into, k, k), eps, seed)
 
-    return st.builds(build, one_of(1, 2, 3, 4), one_of(1, 2, 3, 4), one_of(1, 3), one_of(1e-5, 0.1), one_of(*range(8)))
+    return drawn(build, (1, 2, 3, 4), (1, 2, 3, 4), (1, 3), (1e-5, 0.1), range(8))
 
 
 FOLD = Exercise(

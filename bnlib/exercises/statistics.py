@@ -1,15 +1,14 @@
 """The exercises on a batch's statistics, `channel_stats` and `running_stats`, and their mistakes."""
 
-from functools import cache
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
-from .formula import average, batch, cut, statistics
-from .judge import Case, Exercise, Mistake, one_of, rarely
-from .mistakes import AXES_4D, PIXELS, RESHAPED, SQUARES, WRONG_AXES, around_either, axes_mistakes, of_parts
+from . import mistakes as m
+from .formula import IMAGES, batch, cut, drawn_batches, statistics
+from .judge import Case, Exercise, Mistake, rarely
 from .reading import Place
 
 
@@ -62,53 +61,26 @@ MISTAKES = (
         "the variance comes first; return the mean, then the variance (`torch.var_mean` has it the other way round)",
         order="var, mean",
     ),
-    *axes_mistakes("NCL", AXES_3D, POSITIONS),
-    RESHAPED,
-    *of_parts("sample", "position", "L"),
-    Mistake("variance not centred", "the variance is the mean of x², expected the mean of (x − mean)²", around="zero"),
-    Mistake(
-        "sum instead of mean",
-        "the mean's sum is never divided by n = N·L",
-        also=around_either(mean_by="1"),
-    ),
+    *m.axes_mistakes("NCL", AXES_3D, POSITIONS),
+    m.RESHAPED,
+    *m.of_parts("sample", "position", "L"),
+    m.NOT_CENTRED,
+    Mistake("sum instead of mean", "the mean's sum is never divided by n = N·L", also=m.around_either(mean_by="1")),
     Mistake("sum instead of mean in the variance", "the squares are summed, not averaged: ÷ n, n = N·L", var_by="1"),
-    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=around_either(mean_by="N")),
-    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=around_either(mean_by="H·W")),
+    Mistake("mean divided by N", f"its sum is divided by N; {ADDED}", also=m.around_either(mean_by="N")),
+    Mistake("mean divided by L", f"its sum is divided by L; {ADDED}", also=m.around_either(mean_by="H·W")),
     Mistake("variance divided by N", f"its sum is divided by N; {ADDED}", var_by="N"),
     Mistake("variance divided by L", f"its sum is divided by L; {ADDED}", var_by="H·W"),
     Mistake("both divided by N", f"the sums are divided by N; {ADDED}", mean_by="N", var_by="N"),
     Mistake("both divided by L", f"the sums are divided by L; {ADDED}", mean_by="H·W", var_by="H·W"),
-    Mistake(
-        "mean divided by n − 1",
-        "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-        also=around_either(mean_by="n - 1"),
-    ),
+    m.ONE_TOO_FEW,
     Mistake("median instead of mean", "the first result is the median; asked for is the mean", middle="median"),
-    SQUARES,
+    m.SQUARES,
 )
 
 
-@cache
-def rows(n, c, length, scale, mean, dtype, seed):
-    """Return the case of a batch (N, C, L)."""
-    return Case({"x": batch((n, c, length), seed, scale=scale, mean=mean, dtype=dtype)})
-
-
-def drawn_rows():
-    """Return the strategy for (N, C, L), N at least 2, so that an unbiased variance exists."""
-    return st.builds(
-        rows,
-        one_of(2, 3, 4, 5),
-        one_of(1, 2, 3, 4),
-        one_of(1, 2, 3, 4),
-        one_of(1.0, 0.01, 10.0, 100.0),
-        one_of(0.0, 1.0, -20.0, 300.0),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
-    )
-
-
 BY_HAND = torch.arange(12.0).reshape(2, 2, 3)  # lesson 02's example
+DRAWN_ROWS = drawn_batches(lambda x, _: Case({"x": x}), (2, 3, 4, 5), (1, 2, 3, 4), (1, 2, 3, 4))
 CHANNEL_STATS = Exercise(
     name="channel_stats",
     place=Place(2, "(N, C, L): every position counts"),
@@ -126,7 +98,7 @@ CHANNEL_STATS = Exercise(
         Case({"x": batch((2, 1, 3), 6)}, "C is 1"),
         Case({"x": batch((4, 2, 3), 7, mean=4000.0)}, "the mean is large", ill=True),
     ),
-    drawn=drawn_rows(),
+    drawn=DRAWN_ROWS,
     results=("mean", "var"),
 )
 
@@ -139,36 +111,28 @@ def running_stats(
     running_var,
     momentum,
     *,
-    var_by="n - 1",
-    factor="",
-    mean_share=None,
-    var_share=None,
-    fixed=None,
-    root="",
-    entered="var",
-    added=0.0,
-    laid="last",
+    var_by="n - 1",  # what the sum of squares is divided by
+    factor="",  # what multiplies the biased variance, or the whole running variance
+    twice="",  # what multiplies the unbiased variance
+    mean_share=None,  # how old and new are put together, in the mean
+    var_share=None,  # in the variance
+    fixed=None,  # the momentum that is always used
+    drifted="",  # the running mean, "old" or "new", that the squares are taken around
+    root="",  # of what the root is taken: "batch", "result", "mixed" for each of the two that are put together
+    entered="var",  # what enters the running variance
+    added=0.0,  # what is added to it
+    laid="last",  # where the channels lie in statistics that have too many axes
     order="mean, var",
     **knobs,
 ):
-    """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs.
-
-    var_by    what the sum of squares is divided by
-    factor    what then multiplies it, or the whole running variance
-    mean_share, var_share   how old and new are put together
-    fixed     the momentum that is always used
-    root      of what the root is taken: "batch", "result"
-    entered, added  what enters the running variance, and is added to it
-    laid      where the channels lie in statistics that have too many axes
-    """
+    """Return running mean and variance (C,) after the batch x (N, C, H, W), bent by the knobs."""
     momentum = momentum if fixed is None else fixed
-    middle = knobs.pop("middle", "mean")
-    mean, var = channel_statistics(x, var_by=var_by, laid=laid, middle=middle, **knobs)
+    var_by = "n" if factor else var_by
+    mean, var = channel_statistics(x, var_by=var_by, laid=laid, **knobs)
     new_mean = moved(running_mean, mean, momentum, mean_share, laid)
-    if "running mean" in middle:
-        kept = new_mean if middle.startswith("new") else running_mean
-        dims = tuple(d for d in range(x.dim()) if d != 1)
-        var = average((x - kept.view(1, -1, *[1] * len(dims[1:]))) ** 2, dims, var_by).squeeze(dims)
+    if drifted:
+        centre = {"old": running_mean, "new": new_mean}[drifted].view(1, -1, 1, 1)
+        _, var = channel_statistics(x, var_by=var_by, around=centre)
     images, n = torch.tensor([len(x), x.numel() / x.shape[1]], dtype=torch.float64)  # as tensors, n / 0 is inf
     batch_factor = {
         "n/(n-1)": n / (n - 1),
@@ -177,7 +141,7 @@ def running_stats(
         "HW/(HW-1)": n / (n - images),
         "n/(N-1)": n / (images - 1),
         "n/(n-2)": n / (n - 2),
-    }.get(factor, 1.0)
+    }.get(factor or twice, 1.0)
     var = var * batch_factor
     if root == "mixed":
         running_var, var = running_var.sqrt(), var.sqrt()
@@ -207,40 +171,28 @@ class Shares(NamedTuple):
 
 def in_words(constant, slope):
     """Return a share, constant + slope · momentum, as text."""
-    parts = [f"{constant:g}"] * (constant != 0 or slope == 0)
-    if slope:
-        sign = "" if not parts and slope > 0 else "−" if not parts else " + " if slope > 0 else " − "
-        parts.append(sign + "momentum" if abs(slope) == 1 else f"{sign}{abs(slope):g} · momentum")
-    return f"({''.join(parts)})" if len(parts) > 1 else parts[0]
+    times = "momentum" if abs(slope) == 1 else f"{abs(slope):g} · momentum"
+    if constant and slope:
+        return f"({constant:g} {'+' if slope > 0 else '−'} {times})"
+    return f"{'−' * (slope < 0)}{times}" if slope else f"{constant:g}"
 
 
 ALL, NONE, MOMENTUM, REST, HALF = (1, 0), (0, 0), (0, 1), (1, -1), (0.5, 0)
 RIGHT = Shares(REST, MOMENTUM)
 NEW = "new = (1 − momentum) · old + momentum · batch"
-SHARES = (
-    (
-        "momentum reversed",
-        "momentum is the share of the new value in PyTorch, not of the old one",
-        Shares(MOMENTUM, REST),
-    ),
-    ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", Shares(NONE, ALL)),
-    ("running statistics not updated", "they stay as they were", Shares(ALL, NONE)),
-    ("running statistics summed", "the batch's statistics are added, and the sums grow without end", Shares(ALL, ALL)),
-    (
-        "old share not reduced",
-        "momentum · batch is added, but the old value keeps its full weight",
-        Shares(ALL, MOMENTUM),
-    ),
-    (
-        "new share without momentum",
-        "the old value is reduced, but the batch enters with full weight",
-        Shares(REST, ALL),
-    ),
-    ("step in the wrong direction", "the step goes away from the batch's value", Shares((1, 1), (0, -1))),
-    ("plain average of old and new", "momentum is not used", Shares(HALF, HALF)),
-    ("old value dropped", "only momentum · batch is left", Shares(NONE, MOMENTUM)),
-    ("both shares are momentum", "the shares of old and new have to add up to 1", Shares(MOMENTUM, MOMENTUM)),
+SHARES = (  # (name, cause, old, new)
+    ("momentum reversed", "momentum is the share of the new value in PyTorch, not of the old one", MOMENTUM, REST),
+    ("running statistics replaced", "the batch's are stored as they are, instead of averaged in", NONE, ALL),
+    ("running statistics not updated", "they stay as they were", ALL, NONE),
+    ("running statistics summed", "the batch's statistics are added, and the sums grow without end", ALL, ALL),
+    ("old share not reduced", "momentum · batch is added, but the old value keeps its full weight", ALL, MOMENTUM),
+    ("new share without momentum", "the old value is reduced, but the batch enters with full weight", REST, ALL),
+    ("step in the wrong direction", "the step goes away from the batch's value", (1, 1), (0, -1)),
+    ("plain average of old and new", "momentum is not used", HALF, HALF),
+    ("old value dropped", "only momentum · batch is left", NONE, MOMENTUM),
+    ("both shares are momentum", "the shares of old and new have to add up to 1", MOMENTUM, MOMENTUM),
 )
+KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
 
 
 def moved(old, new, momentum, shares, laid):
@@ -251,57 +203,52 @@ def moved(old, new, momentum, shares, laid):
     return of_old * old + of_new * new
 
 
-def fitted_shares(k, knob):
-    """Return how to find the shares of old and new in the k-th result, by least squares over the inputs."""
-
-    def fit(solve, answers, knobs, picks, constant=False):
-        if k not in picks or {"mean_share", "var_share"} & knobs.keys():
+def fitted_shares(k, knob, solve, answers, knobs, picks, constant=False):
+    """Return the shares of old and new in the k-th result, or the constant share of the new, by least squares."""
+    if k not in picks or {"mean_share", "var_share"} & knobs.keys():
+        return None
+    rows, targets, momenta = [], [], [case.arguments.get("momentum", 0.1) for case, _ in answers[:5]]
+    for (case, outputs), momentum in zip(answers, momenta, strict=False):
+        old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
+        bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
+        new = bent[k].double() if bent else received[:0]
+        if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
             return None
-        rows, targets, momenta = [], [], {case.arguments.get("momentum", 0.1) for case, _ in answers[:5]}
-        for case, outputs in answers[:5]:
-            old, received = list(case.tensors.values())[1 + k].double(), outputs[picks.index(k)].double()
-            bent = solve(case, frozenset({**knobs, **{share: Shares(NONE, ALL) for _, share in KNOBS}}.items()))
-            new = bent[k].double() if bent else received[:0]
-            if not new.shape == old.shape == received.shape or not (new + received).isfinite().all():
-                return None
-            momentum = case.arguments.get("momentum", 0.1) if len(momenta) > 1 else 0.0
-            weight = 1 / (old.abs() + new.abs() + 1e-9)
-            rows.append(torch.stack([old, momentum * old, new, momentum * new], -1) * weight[:, None])
-            targets.append(received * weight)
-        solution = np.linalg.lstsq(torch.cat(rows).numpy(), torch.cat(targets).numpy(), rcond=None)[0]
-        a, b, c, d = (round(number, 4) + 0.0 for number in solution.tolist())
-        found = Shares((a, b), (c, d))
-        if constant:
-            return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
-        known = (RIGHT, *(shares for *_, shares in SHARES))
-        named = any(all(np.allclose(found.at(m), shares.at(m)) for m in momenta) for shares in known)
-        return None if named else {knob: found}
-
-    return fit
+        slope = momentum if len(set(momenta)) > 1 else 0.0
+        weight = 1 / (old.abs() + new.abs() + 1e-9)
+        rows.append(torch.stack([old, slope * old, new, slope * new], -1) * weight[:, None])
+        targets.append(received * weight)
+    solution = np.linalg.lstsq(torch.cat(rows).numpy(), torch.cat(targets).numpy(), rcond=None)[0]
+    a, b, c, d = (round(number, 4) + 0.0 for number in solution.tolist())
+    if constant:
+        return {"fixed": c} if (round(a + c, 4), b, d) == (1, 0, 0) else None
+    found = Shares((a, b), (c, d))
+    known = (RIGHT, *(Shares(*shares) for _, _, *shares in SHARES))
+    named = any(all(np.allclose(found.at(each), shares.at(each)) for each in momenta) for shares in known)
+    return None if named else {knob: found}
 
 
-def fitted_momentum(solve, answers, knobs, picks):
-    """Return the momentum that is always used, from either result."""
-    fits = (fitted_shares(k, knob)(solve, answers, knobs, picks, constant=True) for k, (_, knob) in enumerate(KNOBS))
+def fitted_momentum(*search):
+    """Return the momentum that is always used, from either result; `search` as for every `fit`."""
+    _, _, knobs, _ = search
+    fits = (fitted_shares(k, knob, *search, constant=True) for k, (_, knob) in enumerate(KNOBS))
     return None if "fixed" in knobs else next(filter(None, fits), None)
 
 
-KNOBS = (("mean", "mean_share"), ("variance", "var_share"))
-UPDATES = tuple(Mistake(name, f"{cause}: {NEW}", mean_share=shares, var_share=shares) for name, cause, shares in SHARES)
-HALF_UPDATES = rarely(
-    *(
-        Mistake(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}: {NEW}", **{knob: shares})
-        for name, cause, shares in SHARES
-        for statistic, knob in KNOBS
-    )
-)
-OTHER_SHARES = tuple(
-    Mistake(
-        f"shares of old and new, in the {statistic}",
-        f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
-        fit=fitted_shares(k, knob),
-    )
-    for k, (statistic, knob) in enumerate(KNOBS)
+def update(name, cause, shares, *knobs):
+    """Return the entry of an update with these shares of old and new."""
+    return Mistake(name, f"{cause}: {NEW}", **dict.fromkeys(knobs, Shares(*shares)))
+
+
+UPDATES = (
+    *(update(name, cause, shares, "mean_share", "var_share") for name, cause, *shares in SHARES),
+    *rarely(
+        *(
+            update(f"{name}, in the {statistic}", f"in the running {statistic}, {cause}", shares, knob)
+            for name, cause, *shares in SHARES
+            for statistic, knob in KNOBS
+        )
+    ),
 )
 STORED = "what is stored is the unbiased one, ÷ (n − 1) with n = N·H·W"
 RUNNING_MISTAKES = (
@@ -312,7 +259,6 @@ RUNNING_MISTAKES = (
         var_by="n",
     ),
     *UPDATES,
-    *HALF_UPDATES,
     Mistake(
         "mean and variance swapped", "the running variance comes first; return mean, then variance", order="var, mean"
     ),
@@ -324,43 +270,42 @@ RUNNING_MISTAKES = (
     Mistake(
         "wrong count in n / (n − 1)",
         f"n is not the number of images, nor the pixels of one; {STORED}",
-        also=[dict(var_by="n", factor=factor) for factor in ("N/(N-1)", "HW/(HW-1)", "n/(N-1)")],
+        also=[dict(factor=factor) for factor in ("N/(N-1)", "HW/(HW-1)", "n/(N-1)")],
     ),
     Mistake(
         "correction applied twice",
         f"n / (n − 1), or what was taken for n, multiplies a variance that is unbiased already; {STORED}",
-        also=[dict(factor=factor) for factor in ("n/(n-1)", "N/(N-1)", "HW/(HW-1)")],
+        also=[dict(twice=factor) for factor in ("n/(n-1)", "N/(N-1)", "HW/(HW-1)")],
     ),
-    Mistake(
-        "correction applied twice", f"the sum of squares is divided by n − 2; {STORED}", var_by="n", factor="n/(n-2)"
-    ),
+    Mistake("correction applied twice", f"the sum of squares is divided by n − 2; {STORED}", factor="n/(n-2)"),
     Mistake(
         "correction reversed",
         f"(n − 1) / n multiplies; {STORED}: n / (n − 1) times the biased one",
-        var_by="n",
         factor="(n-1)/n",
     ),
-    Mistake(
-        "correction on the running variance",
-        "n / (n − 1) belongs to the batch's variance only",
-        var_by="n",
-        factor="on all",
-    ),
+    Mistake("correction on the running variance", "n / (n − 1) belongs to the batch's variance only", factor="on all"),
     Mistake(
         "momentum fixed",
         "momentum is always {fixed:g}, whatever is passed: use the argument",
         also=[dict(fixed=0.1), dict(fixed=0.9)],
         fit=fitted_momentum,
     ),
-    *OTHER_SHARES,
-    *axes_mistakes("NCHW", AXES_4D, PIXELS, var_by="n", factor="n/(n-1)"),
+    *(
+        Mistake(
+            f"shares of old and new, in the {statistic}",
+            f"in the running {statistic}, {{{knob}}}; the two shares have to add up to 1: {NEW}",
+            fit=partial(fitted_shares, k, knob),
+        )
+        for k, (statistic, knob) in enumerate(KNOBS)
+    ),
+    *m.axes_mistakes("NCHW", m.AXES_4D, m.PIXELS, dict(factor="n/(n-1)")),
     Mistake(
-        WRONG_AXES,
-        f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {PIXELS}",
+        m.WRONG_AXES,
+        f"mean and variance are taken over N, dim=0, each pixel for itself, and the results are (C, H, W); {m.PIXELS}",
         over=(0,),
         laid="first",
     ),
-    RESHAPED,
+    m.RESHAPED,
     Mistake(
         "epsilon in the running variance",
         "{added:g} is added to the running variance; ε is added when it is used, under the root",
@@ -375,50 +320,31 @@ RUNNING_MISTAKES = (
     Mistake(
         "variance around the running mean",
         "the squares are taken of x − running mean, not of x − the batch's own mean",
-        also=[dict(middle="new running mean"), dict(middle="old running mean")],
+        also=[dict(drifted="new"), dict(drifted="old")],
     ),
-    *of_parts("image", "pixel", "H·W"),
+    *m.of_parts("image", "pixel", "H·W"),
     *rarely(
         Mistake("mean in place of the variance", "the batch's mean enters the running variance", entered="mean"),
         Mistake("variance not centred", "the variance is the mean of x², not of (x − mean)²", around="zero"),
         Mistake(
-            "sum instead of mean",
-            "the mean's sum is never divided by n = N·H·W",
-            also=around_either(mean_by="1"),
+            "sum instead of mean", "the mean's sum is never divided by n = N·H·W", also=m.around_either(mean_by="1")
         ),
         Mistake("sum instead of mean in the variance", f"the squares are summed, not averaged; {STORED}", var_by="1"),
-        Mistake(
-            "mean divided by n − 1",
-            "the mean is the sum ÷ n; n − 1 belongs to the unbiased variance only",
-            also=around_either(mean_by="n - 1"),
-        ),
+        m.ONE_TOO_FEW,
         Mistake("median instead of mean", "the median enters the running mean", middle="median"),
     ),
-    SQUARES,
+    m.SQUARES,
 )
 
 
-@cache
-def images(n, c, h, w, scale, mean, momentum, dtype, seed):
-    """Return the case of a batch (N, C, H, W) and old running statistics."""
-    n = n if n * h * w > 3 else 4
-    old = torch.rand(2, c, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64) * 3 + 0.5
-    x = batch((n, c, h, w), seed, scale=scale, mean=mean, dtype=dtype)
-    return Case({"x": x, "running_mean": old[0].to(dtype), "running_var": old[1].to(dtype), "momentum": momentum})
+def running_case(x, momentum, seed, *, zero=False, **flags):
+    """Return the case of a batch (N, C, H, W) and old running statistics; of zeros only the batch's are seen."""
+    old = torch.rand(2, x.shape[1], generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64) * 3 + 0.5
+    mean, var = (old * (not zero)).to(x.dtype)
+    return Case({"x": x, "running_mean": mean, "running_var": var, "momentum": momentum}, **flags)
 
 
-def from_zero(arguments):
-    """Return arguments whose old statistics are 0, so that only the batch's are seen."""
-    return arguments | {name: torch.zeros_like(arguments[name]) for name in ("running_mean", "running_var")}
-
-
-FIRST = {
-    "x": torch.tensor([[[[6.0, 8]], [[0, 5]]], [[[1, 9]], [[5, 2]]]]),
-    "running_mean": torch.tensor([1.0, 2.0]),
-    "running_var": torch.tensor([3.0, 1.0]),
-    "momentum": 0.25,
-}
-LARGE_MEAN = images(4, 2, 2, 2, 1.0, 4000.0, 0.5, torch.float32, 7).arguments
+BY_HAND_TOO = {"running_mean": torch.tensor([1.0, 2.0]), "running_var": torch.tensor([3.0, 1.0]), "momentum": 0.25}
 RUNNING_STATS = Exercise(
     name="running_stats",
     place=Place(3, "Momentum"),
@@ -427,25 +353,19 @@ RUNNING_STATS = Exercise(
     formula=running_stats,
     mistakes=RUNNING_MISTAKES,
     cases=(
-        Case(FIRST),
-        images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float32, 1),
-        images(2, 3, 4, 3, 2.0, -1.0, 0.3, torch.float64, 2),
-        images(4, 4, 4, 3, 1.0, 0.5, 0.9, torch.float32, 3),
-        images(3, 3, 1, 2, 1.0, 0.5, 1.0, torch.float32, 4),
-        images(4, 2, 1, 1, 1.0, 2.0, 0.6, torch.float32, 5),
-        images(1, 3, 2, 3, 1.0, 2.0, 0.6, torch.float32, 6),
-        images(3, 3, 2, 3, 0.01, 0.02, 0.4, torch.float64, 9),
-        Case(LARGE_MEAN, "the mean is large", ill=True),
-        Case(from_zero(images(3, 4, 2, 5, 1.0, 1.0, 0.1, torch.float64, 8).arguments), plain=True),
+        Case({"x": IMAGES, **BY_HAND_TOO}),
+        running_case(batch((3, 4, 2, 5), 1, mean=1.0), 0.1, 1),
+        running_case(batch((2, 3, 4, 3), 2, scale=2.0, mean=-1.0, dtype=torch.float64), 0.3, 2),
+        running_case(batch((4, 4, 4, 3), 3, mean=0.5), 0.9, 3),
+        running_case(batch((3, 3, 1, 2), 4, mean=0.5), 1.0, 4),
+        running_case(batch((4, 2, 1, 1), 5, mean=2.0), 0.6, 5),
+        running_case(batch((1, 3, 2, 3), 6, mean=2.0), 0.6, 6),
+        running_case(batch((3, 3, 2, 3), 9, scale=0.01, mean=0.02, dtype=torch.float64), 0.4, 9),
+        running_case(batch((4, 2, 2, 2), 7, mean=4000.0), 0.5, 7, trait="the mean is large", ill=True),
+        running_case(batch((3, 4, 2, 5), 8, mean=1.0, dtype=torch.float64), 0.1, 8, zero=True, plain=True),
     ),
-    drawn=st.builds(
-        images,
-        *[one_of(1, 2, 3, 4)] * 4,
-        one_of(1.0, 0.01, 5.0, 100.0),
-        one_of(0.0, 1.0, -20.0, 300.0),
-        one_of(0.1, 0.3, 1.0, 0.01),
-        one_of(torch.float32, torch.float64),
-        one_of(*range(8)),
+    drawn=drawn_batches(
+        running_case, *[(1, 2, 3, 4)] * 4, scales=(1.0, 0.01, 5.0, 100.0), more=[(0.1, 0.3, 1.0, 0.01)], least=4
     ),
     results=("new_mean", "new_var"),
 )

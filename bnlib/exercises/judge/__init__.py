@@ -6,8 +6,8 @@ right answer, and how far rounding may carry an honest one), `answers` (what cam
 `explanation` (which mistakes), `diagnosis` (what is said of them), `verdict` (how it looks).
 """
 
-from .catalogue import Bend, Case, Mistake, one_of, rarely
+from .catalogue import Bend, Case, Mistake, drawn, rarely
 from .exercise import Exercise
 from .verdict import Verdict
 
-__all__ = ["Bend", "Case", "Exercise", "Mistake", "Verdict", "one_of", "rarely"]
+__all__ = ["Bend", "Case", "Exercise", "Mistake", "Verdict", "drawn", "rarely"]

@@ -10,12 +10,8 @@ from .catalogue import Mistake
 from .guard import Trouble, holds_dots
 from .truth import UNIT, gradients, truth, values_agree
 
-NOTHING, TYPE, DTYPE, SHAPE = (
-    "returns nothing",
-    "returns the wrong type",
-    "returns the wrong dtype",
-    "returns the wrong shape",
-)
+NOTHING, TYPE = "returns nothing", "returns the wrong type"
+DTYPE, SHAPE = "returns the wrong dtype", "returns the wrong shape"
 
 
 @dataclass
@@ -138,33 +134,23 @@ def with_right_shapes(exercise, seen):
     """Return what was seen with the shapes mended, gradients left out, and the mistake of shape, None if none."""
     rank = max(output.dim() for observed in seen.values() for output in observed.outputs or [torch.zeros(0)])
     for order in permutations(range(rank)) if len(exercise.results) == 1 else ():
-        mended = {case: observed.with_outputs(turned(observed.outputs, order)) for case, observed in seen.items()}
+        mended = {
+            case: observed.with_outputs(tuple(y.permute(order) if y.dim() == rank else y for y in observed.outputs))
+            for case, observed in seen.items()
+        }
         if all(values_agree(exercise, observed, case) for case, observed in mended.items()):
             cause = f"the axes of {exercise.results[0]} are in another order: .permute{order} would mend it"
             return mended, Mistake(SHAPE, cause)
-    mended, first = {}, None
+    mended, mistakes = {}, []
     for case, observed in seen.items():
-        outputs, mistake = reshaped(observed.outputs, exercise.results, truth(exercise, case).outputs)
-        first = first or mistake
-        mended[case] = observed.with_outputs(outputs)
-    return mended, first
-
-
-def turned(outputs, order):
-    """Return tensors of this rank with their axes in another order, others as they are."""
-    return tuple(output.permute(order) if output.dim() == len(order) else output for output in outputs)
-
-
-def reshaped(outputs, names, wanted):
-    """Return the outputs in the wanted shapes where the count of numbers allows it, and the mistake, else None."""
-    mended, mistake = [], None
-    for name, output, target in zip(names, outputs, wanted, strict=False):
-        if output.shape != target.shape and output.numel() == target.numel():
-            mistake = mistake or wrong_shape(name, output, target)
-            across = output.dim() == 2 and output.T.shape == target.shape
-            output = (output.T if across else output).reshape(target.shape)
-        mended.append(output)
-    return tuple(mended), mistake
+        outputs = list(observed.outputs)
+        for k, (output, target) in enumerate(zip(outputs, truth(exercise, case).outputs, strict=False)):
+            if output.shape != target.shape and output.numel() == target.numel():
+                mistakes.append(wrong_shape(exercise.results[k], output, target))
+                across = output.dim() == 2 and output.T.shape == target.shape
+                outputs[k] = (output.T if across else output).reshape(target.shape)
+        mended[case] = observed.with_outputs(tuple(outputs))
+    return mended, next(iter(mistakes), None)
 
 
 def wrong_shape(name, output, target):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from hypothesis import strategies as st
@@ -38,9 +39,10 @@ class Mistake:
 
 def rarely(*mistakes):
     """Return mistakes marked as rare."""
-    for mistake in mistakes:
+    marked = tuple(map(copy.copy, mistakes))
+    for mistake in marked:
         mistake.rare = True
-    return mistakes
+    return marked
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +88,16 @@ class Case:
         return arguments | {name: leaf.clone() for name, leaf in leaves.items()}, leaves
 
 
-def one_of(*options):
-    """Return a strategy for one of these (a power of two of them), which shrinks to the first.
+def drawn(build, *options):
+    """Return a strategy for build(one of each of the options); the same draws give the same, solved only once.
 
-    Made of booleans alone: hypothesis draws integers in part from constants that it finds in whatever modules are
-    loaded, so that the same attempt might meet other inputs the next time.
+    Each holds a power of two of them, and shrinks to its first. It is made of booleans alone: hypothesis draws integers
+    in part from constants that it finds in whatever modules are loaded, so that the same attempt might meet other
+    inputs the next time.
     """
-    bits = (len(options) - 1).bit_length()
-    return st.tuples(*[st.booleans()] * bits).map(lambda flips: options[sum(flip << i for i, flip in enumerate(flips))])
+
+    def one_of(options):
+        bits = [st.booleans()] * (len(options) - 1).bit_length()
+        return st.tuples(*bits).map(lambda flips: options[sum(flip << i for i, flip in enumerate(flips))])
+
+    return st.builds(cache(build), *map(one_of, options))

@@ -4,7 +4,7 @@ from .answers import SHAPE, observe, with_right_shapes, wrong_shape
 from .catalogue import Mistake
 from .explanation import explained_slopes, explanation, explanations
 from .search import smallest_wrong
-from .truth import close, compatible, is_right, together, truth, values_agree, weights, wrong_slopes
+from .truth import compatible, is_right, truth, values_agree, weights, wrong_slopes
 
 IN_PLACE, RAISES, ENDLESS = "input modified in place", "raises an error", "does not end"
 NO_GRADIENT, WRONG_GRADIENT, UNKNOWN = "no gradient", "wrong gradient", "unknown mistake"
@@ -73,7 +73,7 @@ def explained(exercise, seen, sets):
     """Return the mistakes that explain everything: values (`sets` has each result's), errors, gradients; or None."""
     if None in sets:
         return None
-    bends = united(exercise, sets)
+    bends = united(sets)
     if not compatible(*bends):  # each result has an explanation, and the formula none for both
         return [bend.mistake for bend in bends]
     ill = all(values_agree(exercise, seen[case], case, bends) for case in seen if case.ill and seen[case].outputs)
@@ -95,21 +95,17 @@ def breaks_down(exercise, case, bends):
     return outputs is None or not all(output.isfinite().all() for output in outputs)
 
 
-def united(exercise, sets):
-    """Return the bends of several results as one set; those that together are an entry of the catalogue as that."""
+def united(sets):
+    """Return the bends of several results as one set."""
     bends = []
     for bend in (bend for found in sets for bend in found or ()):
         bends += [bend] if bend.knobs not in [other.knobs for other in bends] else []
-    for whole in exercise.bends:
-        parts = [bend for bend in bends if bend.knobs.items() < whole.knobs.items()]
-        if together(parts) == whole.knobs:
-            bends = [whole, *(bend for bend in bends if bend not in parts)]
     return tuple(bends)
 
 
 def in_part(exercise, sets):
     """Return the mistakes that explain some results, and which are left; None where that says nothing."""
-    known = united(exercise, sets)
+    known = united(sets)
     unknown = [name for name, found in zip(exercise.results, sets, strict=True) if found is None]
     if not known or not unknown:
         return None
@@ -132,7 +128,7 @@ def at_times(exercise, seen, wrong):
 def unexplained(exercise, seen, wrong, named):
     """Return Mistakes that say which term, which axis, and on what input: none if `named` ones say it all."""
     case = wrong[0]
-    observed, right = seen[case], truth(exercise, case)
+    observed = seen[case]
     raised = [case for case in wrong if seen[case].trouble]
     found = [raises(exercise, seen, raised)] if raised else []
     if observed.trouble:
@@ -140,25 +136,20 @@ def unexplained(exercise, seen, wrong, named):
     if named or not observed.outputs:  # one thing at a time: what has a name may well explain the rest
         return []
     when = only(exercise, seen, wrong)
-    triples = list(zip(exercise.results, observed.outputs, right.outputs, strict=True))
-    for name, output, target in triples:
-        if output.shape != target.shape:
-            return [Mistake(SHAPE, f"{wrong_shape(name, output, target).cause}.{when}")]
-    bad = [
-        triple
-        for triple, slack in zip(triples, right.slack, strict=True)
-        if not close(exercise, *triple[1:], slack * observed.coarse)
-    ]
+    triples = list(zip(exercise.results, observed.outputs, truth(exercise, case).outputs, strict=True))
+    bad = [triple for k, triple in enumerate(triples) if not values_agree(exercise, observed, case, picks=[k])]
     if not bad:
         return found or [wrong_gradient(exercise, seen, ())]
-    name, output, target = bad[0]
+    name, output, target = next((triple for triple in bad if triple[1].shape != triple[2].shape), bad[0])
+    if output.shape != target.shape:
+        return [Mistake(SHAPE, f"{wrong_shape(name, output, target).cause}.{when}")]
     if not output.isfinite().all() and target.isfinite().all():
         cause = (
             f"{name} holds inf or nan (not a number) where the right answer is finite: something is divided by 0, or a "
             "root is taken of a negative number"
         )
         return [Mistake(NOT_FINITE, f"{cause}.{when}"), *found]
-    fine = [other for other, *_ in triples if other not in [triple[0] for triple in bad]]
+    fine = [other for other in exercise.results if other not in [triple[0] for triple in bad]]
     words = f"{' and '.join(fine)} is right; {name} is not. " if fine else ""
     words += exercise.explain(case.main.double(), target, output.double()) if exercise.explain else ""
     return [Mistake(UNKNOWN, (words or "The numbers differ.") + when), *found]
@@ -192,11 +183,10 @@ def only(exercise, seen, wrong):
 
     def traits(case):
         yield from filter(None, (case.trait, f"the dtype is {str(case.main.dtype)[6:]}"))
-        yield from (
-            f"{letter} > 1" for letter, size in zip(exercise.letters, case.main.shape, strict=False) if size > 1
-        )
+        sizes = list(zip(exercise.letters, case.main.shape, strict=False))
+        yield from (f"{letter} > 1" for letter, size in sizes if size > 1)
         if min(len(wrong), len(right)) > 1:  # of a single one too much could be said
-            for letter, size in zip(exercise.letters, case.main.shape, strict=False):
+            for letter, size in sizes:
                 yield f"{letter} is {size}"
                 yield from (f"{letter} is not {other}" for other in range(1, 9) if other != size)
                 yield from [f"{letter} is even"] * (size % 2 == 0)

@@ -27,12 +27,10 @@ def explanations(exercise, seen):
 
     Few bends that give all at once come first; else each result is explained by itself.
     """
-    results = range(len(exercise.results))
-    most = MOST if len(results) == 1 else MOST - 1
+    count = len(exercise.results)
+    most = MOST if count == 1 else MOST - 1
     found = explanation(exercise, seen, most=most)
-    if found or len(results) == 1:
-        return [found] * len(results)
-    return [explanation(exercise, seen, (k,), most) for k in results]
+    return [found] * count if found or count == 1 else [explanation(exercise, seen, (k,), most) for k in range(count)]
 
 
 def explanation(exercise, seen, picks=None, most=MOST, pairs=True):
@@ -50,98 +48,101 @@ class Explainer:
     def __init__(self, exercise, calm, picks, most, pairs):
         self.exercise, self.calm, self.most, self.pairs = exercise, calm, most, pairs
         self.picks = tuple(range(len(exercise.results))) if picks is None else picks
-        fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
-        wrong = [case for case in calm if not values_agree(exercise, calm[case], case, (), self.picks)]
-        self.case, self.other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
-        self.telling = [self.case, *(case for case in calm if case.plain)]
-        shown = {*self.telling, self.other}
-        self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in shown}
         self.bends = value_bends(exercise)
+        self.known = frozenset(self.bends)
+        self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
+        fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
+        wrong = [case for case in calm if not self.agrees((), case)]
+        self.case, other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
+        self.telling = [*(case for case in reversed(calm) if case.plain), self.case]  # the plainest first
+        self.looked_at = [*self.telling, other]
+        self.targets = {case: [self.flat(calm[case].outputs[k]) for k in self.picks] for case in self.looked_at}
         small = {case for case in calm if min(case.main.shape) == 1}
         self.small = small if 2 * len(small) <= len(calm) else set()
         self.ordered = sorted(calm, key=lambda case: case in self.small)
-        self.but_for_small = None
-        self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
 
     def run(self):
         """Return the fewest bends, or None."""
         with np.errstate(all="ignore"):
             for bends in self.attempts():
-                found = self.but_for_small if bends is None else bends
-                simplest = None if found is None else self.simplest(found)
-                if simplest or bends is not None:
+                simplest = bends and self.simplest(bends)
+                if simplest or bends == ():  # else it shows on small inputs alone, where it does not fit
                     return simplest
-                self.but_for_small = None  # it shows on small inputs alone, where it does not fit
         return None
 
     def simplest(self, bends):
-        """Return the bends without those that change nothing beside the others, and each with no knob too many."""
+        """Return the bends without those that change nothing beside the others."""
+        everywhere = all(self.agrees(bends, case) for case in self.ordered)
+        cases = [case for case in self.ordered if everywhere or case not in self.small]
         for bend in bends:
             rest = tuple(other for other in bends if other is not bend)
-            fewer = [(), *((less,) for less in self.bends if less.knobs.items() < bend.knobs.items())]
-            alike = (simpler for less in fewer if self.as_good(simpler := (*rest, *less), bends))
-            bends = next(alike, bends)
+            bends = rest if all(self.agrees(rest, case) for case in cases) else bends
         return bends
 
     def attempts(self):
         """Yield what each step of the search finds, sets of bends or None, the simplest first."""
-        sets, distances = self.table()
-        alone, pairs = slice(0, len(self.bends) + 1), slice(len(self.bends) + 1, None)
-        yield self.first(sets[alone], distances[alone])
+        beam = [(), *((bend,) for bend in self.bends)]
+        yield self.first(beam)
         yield self.fitted([()])
-        if self.most > 1:
-            yield self.first(sets[pairs], distances[pairs])
+        if self.pairs:
+            yield self.first(common_pairs(self.bends))
         plain = self.sketch((), self.case)
         self.bends = [bend for bend in self.bends if self.matters(bend, plain)]
         beam = [(), *((bend,) for bend in self.bends)]
-        if self.most > 1:
-            yield self.fitted(beam, numbers=False)
-        beam = self.promising(beam, self.plainest(beam))
         for _ in range(1, self.most):
+            beam = self.promising(beam)
             grown = self.grown(beam)
-            distances = self.plainest(grown)
-            close = [bends for bends, distance in zip(grown, distances, strict=True) if distance <= NEAR]
-            yield self.first(close, np.array([self.distance(bends, self.case) for bends in close]))
+            yield self.first(grown)
             yield self.fitted(beam)
-            beam = self.promising(grown, distances)
+            beam = grown
 
     def matters(self, bend, plain):
         """Return whether a bend changes the results picked on the case looked at first."""
         bent = self.sketch((bend,), self.case)
         return bent is None or any(not np.array_equal(bent[k], plain[k], equal_nan=True) for k in self.picks)
 
-    def plainest(self, sets):
-        """Return how far each set is on the plainest input, where the most mistakes make no difference."""
-        return np.array([self.distance(bends, self.telling[-1]) for bends in sets])
+    def promising(self, sets):
+        """Return the sets that come closest on the inputs that tell the most."""
+        return sorted(sets, key=lambda bends: sum(self.distance(bends, case) for case in self.telling))[:BEAM]
 
-    def promising(self, sets, distances):
-        """Return the sets that come closest: on the plainest input, then on all that are telling."""
-        ranking = np.argsort(distances, kind="stable")
-        bound = distances[ranking[:BEAM][-1:]].sum()
-        best = [i for i in ranking if distances[i] <= bound] + list(ranking[BEAM : 8 * BEAM])
-        others = {i: distances[i] + sum(self.distance(sets[i], case) for case in self.telling[:-1]) for i in best}
-        return [sets[i] for i in sorted(others, key=others.get)[:BEAM]]
+    def first(self, sets):
+        """Return the first of the sets of bends that gives every value, None if none does."""
+        return self.match(bends for bends in sets if all(self.distance(bends, case) <= NEAR for case in self.looked_at))
 
-    def table(self):
-        """Return sets of mistakes, the smallest first, and how far each is from what was seen."""
-        exercise, table = self.exercise, ("table", self.case, self.pairs)
-        if table not in exercise.computed:
-            sets = list(common_sets(self.bends, self.pairs))
-            exercise.computed[table] = sets, [self.sketch(bends, self.case) for bends in sets]
-        sets, sketches = exercise.computed[table]
-        distances = np.zeros(len(sets))
-        for k, target in zip(self.picks, self.targets[self.case], strict=True):
-            fits = [i for i, sketch in enumerate(sketches) if sketch is not None and sketch[k].shape == target.shape]
-            apart = np.full(len(sets), FAR)
-            if fits:
-                apart[fits] = apart_by(np.stack([sketches[i][k] for i in fits]), target)
-            distances += apart / len(self.picks)
-        return sets, distances
+    def match(self, sets):
+        """Return the first of the sets that gives what was seen on every calm case, None if none does.
+
+        Many treat an axis of size 1 otherwise: what is wrong there alone is taken where nothing better is found.
+        """
+        almost = None
+        for bends in sets:
+            wrong = next((case for case in self.ordered if not self.agrees(bends, case)), None)
+            if wrong is None:
+                return bends
+            if wrong in self.small:
+                almost = almost or bends
+        return almost
+
+    def agrees(self, bends, case):
+        """Return whether the bent formula gives the values seen on a case."""
+        return values_agree(self.exercise, self.calm[case], case, bends, self.picks)
+
+    def distance(self, bends, case):
+        """Return how far the bent formula's results are from what was seen on a case."""
+        sketch = self.sketch(bends, case)
+        if sketch is None:
+            return FAR
+        gaps = [apart(sketch[k], target) for k, target in zip(self.picks, self.targets[case], strict=True)]
+        return sum(gaps) / len(gaps)
 
     def sketch(self, bends, case):
-        """Return the bent formula's results on a case as arrays, None where its shapes do not fit."""
-        outputs = self.solve(case, together(bends))
-        return None if outputs is None else [self.flat(output) for output in outputs]
+        """Return the bent formula's results on a case as flat arrays, None where its shapes do not fit."""
+        kept = self.exercise.computed if len(bends) < 3 and self.known.issuperset(bends) else {}
+        key = "sketch", case, bends
+        if key not in kept:
+            outputs = self.solve(case, together(bends))
+            kept[key] = outputs and [self.flat(output) for output in outputs]
+        return kept[key]
 
     def solve(self, case, knobs):
         """Return what the formula gives on a case under knobs, None where its shapes do not fit."""
@@ -152,39 +153,6 @@ class Explainer:
         """Return a tensor as a flat array, its rows sorted where their order is free."""
         return ordered(self.exercise, output.detach().double()).flatten().numpy()
 
-    def distance(self, bends, case):
-        """Return how far the bent formula's results are from what was seen on a case."""
-        sketch, targets = self.sketch(bends, case), self.targets[case]
-        if sketch is None:
-            return FAR
-        pairs = zip((sketch[k] for k in self.picks), targets, strict=True)
-        return sum(apart_by(a[None], b)[0] if a.shape == b.shape else FAR for a, b in pairs) / len(targets)
-
-    def first(self, sets, distances):
-        """Return the first of the sets of bends that gives every value, None if none does."""
-        for i in np.flatnonzero(distances <= NEAR):
-            if self.distance(sets[i], self.other) <= NEAR and self.agrees(sets[i]):
-                return sets[i]
-        return None
-
-    def agrees(self, bends):
-        """Return whether the bent formula gives what was seen on every calm case.
-
-        Many treat an axis of size 1 otherwise: what is wrong there alone is kept for when nothing better is found.
-        """
-        wrong = (
-            case for case in self.ordered if not values_agree(self.exercise, self.calm[case], case, bends, self.picks)
-        )
-        first = next(wrong, None)
-        if bends and first in self.small and self.but_for_small is None:
-            self.but_for_small = bends
-        return first is None
-
-    def as_good(self, simpler, bends):
-        """Return whether fewer bends give what was seen wherever these do."""
-        cases = self.ordered if bends is not self.but_for_small else [c for c in self.ordered if c not in self.small]
-        return all(values_agree(self.exercise, self.calm[case], case, simpler, self.picks) for case in cases)
-
     def grown(self, beam):
         """Return the sets of the beam with each compatible bend added, each set once."""
         sets = {}
@@ -193,27 +161,24 @@ class Explainer:
                 sets.setdefault(frozenset((*bends, extra)), (*bends, extra))
         return list(sets.values())
 
-    def fitted(self, beam, numbers=True):
-        """Return the first set of the beam to which knobs can be found that give every value; None if there is none.
+    def fitted(self, beam):
+        """Return the first set of the beam to which knobs can be found that give every value; None if there is none."""
+        fewest_rare = sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends))
+        return self.match(more for bends in fewest_rare for more in self.with_found_knobs(bends))
 
-        numbers  whether to solve for numbers, too, which takes longer than what an exercise fits by itself
-        """
+    def with_found_knobs(self, bends):
+        """Return the bends with the knobs that can be found for mistakes, for each of them and for several."""
         answers = [(case, [self.calm[case].outputs[k] for k in self.picks]) for case in self.calm]
-        fits = [mistake for mistake in self.fits if mistake.fit or numbers]
-        for bends in sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends)) if fits else ():
-            grown, solve = [bends], cache(lambda case, knobs: self.solve(case, dict(knobs)))
-            for mistake in fits:
-                for so_far in list(grown):
-                    if mistake.fit:
-                        knobs = mistake.fit(solve, answers, together(so_far), self.picks)
-                    else:
-                        knobs = self.solved(mistake, so_far)
-                    if knobs:
-                        grown.append((*so_far, Bend(mistake.worded(**knobs), knobs)))
-            found = next((more for more in grown[1:] if self.agrees(more)), None)
-            if found is not None:
-                return found
-        return None
+        grown, solve = [bends], cache(lambda case, knobs: self.solve(case, dict(knobs)))
+        for mistake in self.fits:
+            for so_far in list(grown):
+                if mistake.fit:
+                    knobs = mistake.fit(solve, answers, together(so_far), self.picks)
+                else:
+                    knobs = self.solved(mistake, so_far)
+                if knobs:
+                    grown.append((*so_far, Bend(mistake.worded(**knobs), knobs)))
+        return grown[1:]
 
     def solved(self, mistake, bends):
         """Return the knob that may hold any number with the number that comes closest, None where none comes close.
@@ -225,8 +190,11 @@ class Explainer:
         case = self.where_it_matters(mistake)
         target = np.concatenate([self.flat(self.calm[case].outputs[k]) for k in self.picks])
 
+        def bent(number):
+            return (*bends, Bend(mistake, {mistake.free: number}))
+
         def off(number):
-            sketch = self.sketch((*bends, Bend(mistake, {mistake.free: number})), case)
+            sketch = self.sketch(bent(number), case)
             found = np.concatenate([sketch[k] for k in self.picks]) if sketch else target * np.inf
             return found - target if found.shape == target.shape else target * np.inf
 
@@ -237,11 +205,8 @@ class Explainer:
             if not slope @ slope > 0 or not np.isfinite(slope @ rest):
                 return None
             number *= float(np.exp(np.clip(-(slope @ rest) / (slope @ slope), -2.0, 2.0)))
-        for digits in range(3):  # as a reader would have written it
-            rounded = float(f"{number:.{digits}e}")
-            if self.agrees((*bends, Bend(mistake, {mistake.free: rounded}))):
-                return {mistake.free: rounded}
-        return {mistake.free: number}
+        rounded = self.match(bent(float(f"{number:.{digits}e}")) for digits in range(3))  # as a reader would write it
+        return rounded[-1].knobs if rounded else {mistake.free: number}
 
     def where_it_matters(self, mistake):
         """Return the calm case on which two numbers that a knob may hold differ most."""
@@ -254,31 +219,27 @@ class Explainer:
         return max(self.calm, key=moved)
 
 
-def common_sets(bends, pairs):
-    """Yield nothing, each bend, and if wanted pairs: of common ones, and of everyday ones with rare ones."""
-    common = [bend for bend in bends if not bend.mistake.rare]
+def common_pairs(bends):
+    """Yield the pairs of common bends, and those of everyday ones with rare ones."""
     rare = [bend for bend in bends if bend.mistake.rare]
-    yield ()
-    yield from ((bend,) for bend in bends)
-    if pairs:
-        both = (*combinations(common, 2), *product(bends[:EVERYDAY], rare))
-        yield from (pair for pair in both if compatible(*pair))
+    common = [bend for bend in bends if not bend.mistake.rare]
+    both = (*combinations(common, 2), *product(bends[:EVERYDAY], rare))
+    yield from (pair for pair in both if compatible(*pair))
 
 
 def value_bends(exercise):
-    """Return the bends that change a value on some input; the others change gradients alone."""
-    if "bends" not in exercise.computed:
-        exercise.computed["bends"] = [bend for bend in exercise.bends if not only_slopes(exercise, bend)]
-    return exercise.computed["bends"]
+    """Return the bends that change a value on some fixed input; the others change gradients alone."""
 
-
-def only_slopes(exercise, bend):
-    """Return whether a bend leaves the values as they are on every fixed input."""
-    for case in exercise.cases if exercise.tracked else ():
+    def shows(bend, case):
         plain, bent = (outputs_of(exercise, case.arguments, knobs) for knobs in ({}, bend.knobs))
-        if bent is None or not all(map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, bent))):
-            return False
-    return bool(exercise.tracked)
+        return bent is None or not all(map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, bent)))
+
+    if "bends" not in exercise.computed:
+        tried = exercise.cases if exercise.tracked else ()
+        exercise.computed["bends"] = [
+            bend for bend in exercise.bends if not tried or any(shows(bend, case) for case in tried)
+        ]
+    return exercise.computed["bends"]
 
 
 def explained_slopes(exercise, seen, bends):
@@ -303,10 +264,11 @@ def explained_slopes(exercise, seen, bends):
     return (), False
 
 
-def apart_by(rows, target):
-    """Return how far each row is from the target: the average order of magnitude by which numbers differ."""
-    off = np.abs(rows - target) / (1 + np.abs(target))
-    same = np.isnan(rows) & np.isnan(target) | (rows == target)
-    return np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR)).sum(-1) / max(
-        target.size, 1
-    )
+def apart(values, target):
+    """Return the average order of magnitude by which numbers differ from the target."""
+    if values.shape != target.shape:
+        return FAR
+    off = np.abs(values - target) / (1 + np.abs(target))
+    same = np.isnan(values) & np.isnan(target) | (values == target)
+    orders = np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR))
+    return orders.sum() / max(target.size, 1)

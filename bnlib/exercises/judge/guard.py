@@ -68,11 +68,7 @@ class Guard:
         printed = io.StringIO() if self._quiet else sys.stdout
         self._quiet = True
         handlers = logging.root.handlers[:]
-        with (
-            contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(printed),
-            warnings.catch_warnings(),
-        ):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.default_generator.manual_seed(0)
             random.seed(0)
@@ -183,17 +179,14 @@ def holds_dots(value) -> bool:
 
 def what_was_raised(error):
     """Return the Trouble for an exception, with the last of the reader's own lines that it passed through."""
-    steps, step = [], error.__traceback__
-    while step is not None:
-        steps.append(step)
-        step = step.tb_next
-    last = steps[-1]
-    by_raise = last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    steps = [error.__traceback__]
+    while steps[-1].tb_next:
+        steps.append(steps[-1].tb_next)
+    code = steps[-1].tb_frame.f_code.co_code
+    by_raise = code[steps[-1].tb_lasti] == dis.opmap["RAISE_VARARGS"]  # torch raises it too, in another way
     text = re.sub(r"0x[0-9a-fA-F]+", "0x…", " ".join(str(error).split()))  # an address differs from run to run
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
-    if (
-        isinstance(error, NotImplementedError) and by_raise
-    ) or "ellipsis" in text:  # torch raises it too, not by `raise`
+    if (isinstance(error, NotImplementedError) and by_raise) or "ellipsis" in text:
         return Trouble("unanswered", "a `...` is left")
     places = [(step.tb_frame.f_code.co_filename, step.tb_lineno) for step in steps]
     if isinstance(error, SyntaxError) and error.filename:

@@ -49,7 +49,7 @@ def truth(exercise, case, bends=()):
                 return None, {}
             return tuple(output.detach() for output in outputs), gradients(outputs, leaves, change) if leaves else {}
 
-        (outputs, slopes), *others = map(solved, (in_float64, shaken, in_float32))
+        (outputs, slopes), *others = map(solved, (copied_to(torch.float64), shaken, copied_to(torch.float32)))
 
         def slack(right, *moved):
             return 32 * (max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right))
@@ -126,14 +126,9 @@ def weights(output):
     return torch.randint(-3, 4, output.shape, generator=generator).to(output.dtype)
 
 
-def in_float64(tensor):
-    """Return a copy of a tensor in float64; of one of another kind, as it is."""
-    return tensor.to(torch.float64, copy=True) if tensor.is_floating_point() else tensor.clone()
-
-
-def in_float32(tensor):
-    """Return a copy of a tensor in float32; of one of another kind, as it is."""
-    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+def copied_to(dtype):
+    """Return what copies a tensor to this dtype, and one that holds no floating-point numbers as it is."""
+    return lambda tensor: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
 
 def together(bends):

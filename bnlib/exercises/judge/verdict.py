@@ -1,5 +1,6 @@
 """What `check` answers: in words for a terminal, side by side for a notebook."""
 
+import math
 import re
 from dataclasses import dataclass
 from html import escape
@@ -51,13 +52,18 @@ class Verdict:
     @property
     def difference(self) -> float | None:
         """The largest difference between expected and received, None where there is none to take."""
-        pairs = list(zip_longest(self.expected, self.received))
-        comparable = all(
-            isinstance(e, torch.Tensor) and isinstance(r, torch.Tensor) and e.shape == r.shape for e, r in pairs
-        )
-        if not pairs or not comparable or not all(e.numel() for e in self.expected):
+        expected, received = self._furthest() or (None, None)
+        return None if expected is None else abs(expected - received)
+
+    def _furthest(self):
+        """Return the two numbers, one expected and one received, that differ most; None where there are none."""
+        sides = self.expected, self.received
+        shapes = [[value.shape if isinstance(value, torch.Tensor) else None for value in side] for side in sides]
+        if shapes[0] != shapes[1] or not shapes[0] or None in shapes[0] or not all(map(math.prod, shapes[0])):
             return None
-        return torch.cat([(e.double() - r.double()).abs().flatten() for e, r in pairs]).max().item()
+        expected, received = (torch.cat([value.double().flatten() for value in side]) for side in sides)
+        at = (expected - received).abs().argmax()
+        return expected[at].item(), received[at].item()
 
     def __bool__(self):
         return self.ok
@@ -67,15 +73,10 @@ class Verdict:
         if not self.example:
             return []
         given = "\n".join(f"{name} = {numbers(value, indent=len(name) + 3)}" for name, value in self.example)
-        digits = 4
-        if self.difference:  # as many digits as tell the two apart where they differ most
-            e, r = (
-                torch.cat([value.double().flatten() for value in values]) for values in (self.expected, self.received)
-            )
-            digits = telling_digits(e[(e - r).abs().argmax()].item(), r[(e - r).abs().argmax()].item())
-        answers = (("expected", self.expected), ("received", self.received))
+        digits = telling_digits(*self._furthest()) if self.difference else 4
         return [("input", given)] + [
-            (f"{word} {self.shown}", "\n".join(numbers(value, digits) for value in values)) for word, values in answers
+            (f"{word} {self.shown}", "\n".join(numbers(value, digits) for value in values))
+            for word, values in (("expected", self.expected), ("received", self.received))
         ]
 
     def _closing(self):
