@@ -71,12 +71,14 @@ class Explainer:
         return None
 
     def simplest(self, bends):
-        """Return the bends without those that change nothing beside the others."""
+        """Return the bends without those that change nothing beside the others, and each with no knob too many."""
         everywhere = all(self.agrees(bends, case) for case in self.ordered)
         cases = [case for case in self.ordered if everywhere or case not in self.small]
         for bend in bends:
             rest = tuple(other for other in bends if other is not bend)
-            bends = rest if all(self.agrees(rest, case) for case in cases) else bends
+            fewer = [(), *((less,) for less in self.bends if less.knobs.items() < bend.knobs.items())]
+            simpler = ((*rest, *less) for less in fewer)
+            bends = next((each for each in simpler if all(self.agrees(each, case) for case in cases)), bends)
         return bends
 
     def attempts(self):
@@ -89,6 +91,8 @@ class Explainer:
         plain = self.sketch((), self.case)
         self.bends = [bend for bend in self.bends if self.matters(bend, plain)]
         beam = [(), *((bend,) for bend in self.bends)]
+        if self.most > 1:
+            yield self.fitted(beam, numbers=False)
         for _ in range(1, self.most):
             beam = self.promising(beam)
             grown = self.grown(beam)
@@ -102,8 +106,9 @@ class Explainer:
         return bent is None or any(not np.array_equal(bent[k], plain[k], equal_nan=True) for k in self.picks)
 
     def promising(self, sets):
-        """Return the sets that come closest on the inputs that tell the most."""
-        return sorted(sets, key=lambda bends: sum(self.distance(bends, case) for case in self.telling))[:BEAM]
+        """Return the sets that come closest: on the plainest input, where the most mistakes show alone, then on all."""
+        closest = sorted(sets, key=lambda bends: self.distance(bends, self.telling[0]))[: 8 * BEAM]
+        return sorted(closest, key=lambda bends: sum(self.distance(bends, case) for case in self.telling))[:BEAM]
 
     def first(self, sets):
         """Return the first of the sets of bends that gives every value, None if none does."""
@@ -161,16 +166,20 @@ class Explainer:
                 sets.setdefault(frozenset((*bends, extra)), (*bends, extra))
         return list(sets.values())
 
-    def fitted(self, beam):
-        """Return the first set of the beam to which knobs can be found that give every value; None if there is none."""
-        fewest_rare = sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends))
-        return self.match(more for bends in fewest_rare for more in self.with_found_knobs(bends))
+    def fitted(self, beam, numbers=True):
+        """Return the first set of the beam to which knobs can be found that give every value; None if there is none.
 
-    def with_found_knobs(self, bends):
-        """Return the bends with the knobs that can be found for mistakes, for each of them and for several."""
+        numbers  whether to solve for numbers, too, which takes longer than what an exercise fits by itself
+        """
+        fits = [mistake for mistake in self.fits if mistake.fit or numbers]
+        fewest_rare = sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends))
+        return self.match(more for bends in fewest_rare for more in self.with_found_knobs(bends, fits))
+
+    def with_found_knobs(self, bends, fits):
+        """Return the bends with the knobs that can be found for these mistakes, for each of them and for several."""
         answers = [(case, [self.calm[case].outputs[k] for k in self.picks]) for case in self.calm]
         grown, solve = [bends], cache(lambda case, knobs: self.solve(case, dict(knobs)))
-        for mistake in self.fits:
+        for mistake in fits:
             for so_far in list(grown):
                 if mistake.fit:
                     knobs = mistake.fit(solve, answers, together(so_far), self.picks)
