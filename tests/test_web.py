@@ -11,7 +11,7 @@ from bnlib.explore.base import Explorer, slider
 from web.build import lesson_page
 from web.figures import call_of, explorer_of, shows_an_explorer
 from web.pack import Pack, checked, sentences_of
-from web.quiz import LEAST, NAMES, attempts, quiz
+from web.quiz import LEAST, NAMES, attempts, choices, quiz
 from web.record import Recorder
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +170,21 @@ def test_a_quiz_asks_three_questions_or_more_with_four_names_and_one_right(exerc
         assert right[0] in names
         assert question.count("No. That would be") == NAMES - 1
         assert ".ipynb" not in question
+
+
+@pytest.mark.parametrize(
+    ("exercise", "stub"),
+    [
+        ("spot_the_bug", 'answers = {"A": ..., "H": ...}'),
+        ("axes", 'axes = {"batch": ..., "group": ...}'),
+        ("what_is_wrong", 'answers = {"B": ..., "C": ...}'),
+    ],
+)
+def test_answers_that_are_chosen_are_asked_for_with_one_right_among_four(exercise, stub):
+    first, second = choices(exercise, stub)
+    for question in (first, second):
+        assert len(set(re.findall(r"<summary>(.*?)</summary>", question))) == NAMES
+        assert len(re.findall(r"<p>\w+: right", question)) == 1
 
 
 def test_the_pages_script_is_short():

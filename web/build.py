@@ -17,7 +17,7 @@ import nbformat
 import torch
 
 from .figures import ROOT, Figures, shows_an_explorer, small
-from .quiz import quiz
+from .quiz import choices, quiz
 
 HERE = Path(__file__).parent
 BUILD = ROOT / "build"
@@ -93,7 +93,7 @@ def lesson_page(name, lesson, figures):
                 cell["outputs"] = [{"output_type": "display_data", "metadata": {}, "data": {"text/html": markup}}]
             shrink(cell["outputs"])
             if (stub := STUB.search(source)) and "..." in source:
-                asked = stub[1]
+                asked, stub_source = stub[1], source
                 cells.append(markdown(where_it_runs(name)))
             continue
         for old, new in REWORDED.get(name, ()):
@@ -101,7 +101,7 @@ def lesson_page(name, lesson, figures):
         source = source.replace("](../docs/", "](")  # the pages lie in one folder
         cell["source"] = AGAIN.sub(r"\1run the cell again in a notebook", source)
         if asked and "Solution</summary>" in source:
-            if questions := quiz(asked):
+            if questions := quiz(asked) or choices(asked, stub_source):
                 cells.append(markdown(f"**Which mistake is it?**\n\n```{{raw}} html\n{''.join(questions)}\n```"))
             asked = None
     return lesson | {"cells": cells}

@@ -4,6 +4,7 @@ The answers are those that the tests pin to a mistake; behind the right name sta
 """
 
 import html
+import inspect
 import random
 import re
 import textwrap
@@ -17,7 +18,9 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 import bnlib
-from bnlib.exercises import EXERCISES, check
+from bnlib.examine import CODES
+from bnlib.exercises import EXERCISES, bugs, check, patients
+from bnlib.exercises.norms import AXES
 
 ATTEMPTS = [Path(__file__).parents[1] / "tests" / file for file in ("attempts.txt", "networks.txt", "readers.txt")]
 CALL = re.compile(r"\nreturn attempt\(.*\)$")  # the last line of an answer under another name
@@ -25,6 +28,15 @@ NAMESPACE = {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "np": np,
 UNNAMED = re.compile(r"^right$|^not answered|^unknown|raises|returns|does not end| [+|] ")  # says little, or too much
 NAMES = 4  # to choose from
 MOST, LEAST = 5, 3  # questions an exercise
+OFFERED = {  # exercise -> (a key of its answers -> what is shown, the right answer, all that are offered)
+    "spot_the_bug": lambda key: (bugs[key].source, bugs[key].answer, bugs[key].choices),
+    "axes": lambda key: (
+        f"# {key} norm averages over the axes",
+        AXES[key],
+        [(1,), (0, 1), (0, 1, 2), *AXES.values()][: 6 + (key == "group")],
+    ),
+    "what_is_wrong": lambda key: (inspect.getsource(patients), EXERCISES["what_is_wrong"].answers[key], CODES),
+}
 
 
 def attempts():
@@ -115,6 +127,22 @@ def question_of_others(known, code, name, chance, group):
         no = f"<p>No. That would be: {marked(verdict.diagnosis)}</p><p>Code with that mistake:</p>{coloured(theirs)}"
         options.append((other, no))
     return asked_as(code, options, chance, group)
+
+
+def choices(exercise, source):
+    """Return the questions on an exercise whose answers are chosen, not written, for the keys that its stub holds."""
+    chance, made = random.Random(source), []
+    for key in re.findall(r'"(\w+)": \.\.\.', source) if exercise in OFFERED else ():
+        code, right, offered = OFFERED[exercise](key)
+        others = chance.sample([each for each in offered if each != right], NAMES - 1)
+        told = {each: check(exercise, {key: each}).diagnosis for each in (right, *others)}
+        lines = {each: next(line for line in told[each].splitlines() if line.startswith(key)) for each in told}
+        options = [
+            (f"{each}: {CODES[each][0]}" if each in CODES else str(each), f"<p>{marked(line)}</p>")
+            for each, line in lines.items()
+        ]
+        made.append(asked_as(code, options, chance, f"{exercise}-{key}"))
+    return made
 
 
 def asked_as(code, options, chance, group):
