@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import bnlib
+from bnlib import workers
+from bnlib.distributed import run
 from bnlib.training import find_device
 
 EXAMPLES, BATCH = 12_800, 256
@@ -105,6 +107,22 @@ def ten_epochs(images, rounds):
     }
 
 
+def two_processes(rounds=3):
+    """Return one row: a synchronised training in two processes of this machine, against one process."""
+    images, speeds = bnlib.load_images("digits"), {1: [], 2: []}
+    settings = {"epochs": 2, "batch_size": 256, "device": "cpu"}
+    for _ in range(rounds):
+        for processes, seen in speeds.items():
+            seen.append(run(workers.training, images, settings, processes=processes)[0]["speed"])
+    ratios = [two / one for one, two in zip(*speeds.values(), strict=True)]
+    return {
+        "what": "training LeNet: two processes that synchronise, speed over one",
+        "ratio": statistics.median(ratios),
+        "spread": (min(ratios), max(ratios)),
+        "note": f"{statistics.median(speeds[2]):,.0f} examples/s of {images.name}, one thread each",
+    }
+
+
 def measure(rounds=5):
     """Return rows: what, ratio, spread, note; each round runs every variant once, so that all share the weather."""
     images = bnlib.load_images()
@@ -126,8 +144,8 @@ def measure(rounds=5):
     }
     speeds = {name: [] for name in variants}
     for _ in range(rounds):
-        for name, run in variants.items():
-            speeds[name].append(run())
+        for name, variant in variants.items():
+            speeds[name].append(variant())
     base = speeds["the books' loop"]
     for name, values in speeds.items():
         ratios = [value / loop for value, loop in zip(values, base, strict=True)]
@@ -142,7 +160,7 @@ def measure(rounds=5):
                 "note": note,
             }
         )
-    return rows
+    return [*rows, two_processes()]
 
 
 if __name__ == "__main__":
