@@ -4,6 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses=4
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=900
+LAB_SETTINGS := .venv/share/jupyter/lab/settings
 ifdef BNLIB_DATA  # the lessons run in notebooks/
 export BNLIB_DATA := $(abspath $(BNLIB_DATA))
 endif
@@ -14,6 +15,7 @@ help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
 lab: .venv/.lab  ## open the lessons in JupyterLab
+	@echo "If no browser opens, open the address below. If a port is taken, the next one is tried; make lab LAB=--port=9000 picks one."
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ROOT_FLAG) $(LAB)
 
 test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
@@ -46,6 +48,8 @@ lint: .venv/.dev  ## check style
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; try PYTHON=python3.12 make lab")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@mkdir -p $(LAB_SETTINGS)  # no question about news, and no request for them
+	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' > $(LAB_SETTINGS)/overrides.json
 	@touch $@
 
 .venv/.site: .venv/.lab web/requirements-site.txt

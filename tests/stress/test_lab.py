@@ -57,3 +57,11 @@ def test_the_lab_listens_on_loopback_only_and_lets_in_who_has_the_token(lab):
     assert status(contents) == 403
     assert status(f"{contents}?token={'0' * 48}") == 403
     assert status(f"{contents}?token={lab['token']}") == 200
+
+
+def test_the_lab_asks_no_question_about_news_and_fetches_none(lab):
+    name = "@jupyterlab/apputils-extension:notification"
+    with urllib.request.urlopen(f"{lab['url']}lab/api/settings/{name}?token={lab['token']}", timeout=20) as answer:
+        defaults = json.load(answer)["schema"]["properties"]
+    assert defaults["fetchNews"]["default"] == "false"  # "none", the usual one, asks
+    assert defaults["checkForUpdates"]["default"] is False
