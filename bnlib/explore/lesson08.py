@@ -99,7 +99,7 @@ class ManyMachines(Explorer):
             axes.set(xscale="log", yscale="log", xlim=(1.7, 1250), xlabel="machines")
             axes.set_xticks([2, 8, 64, 1024], ["2", "8", "64", "1024"])
             axes.minorticks_off()
-        left.set(ylim=(0.001, 1e6), title="Milliseconds a step")
+        left.set(ylim=(0.01, 1e6), title="Milliseconds a step")
         left.set_yticks([0.01, 1, 100, 1e4, 1e6], ["0.01", "1", "100", "10⁴", "10⁶"])
         right.set(ylim=(0.0003, 1.5), title="Error of a mean (σ)")
         right.set_yticks([0.001, 0.01, 0.1, 1], ["0.001", "0.01", "0.1", "1"])
