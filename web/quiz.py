@@ -29,7 +29,7 @@ UNNAMED = re.compile(r"^right$|^not answered|^unknown|raises|returns|does not en
 NAMES = 4  # to choose from
 MOST, LEAST = 5, 3  # questions an exercise
 OFFERED = {  # exercise -> (a key of its answers -> what is shown, the right answer, all that are offered)
-    "spot_the_bug": lambda key: (bugs[key].source, bugs[key].answer, bugs[key].choices),
+    "spot_the_bug": lambda key: (f"# layer {key}, as above", bugs[key].answer, bugs[key].choices),
     "axes": lambda key: (
         f"# {key} norm averages over the axes",
         AXES[key],
@@ -58,11 +58,11 @@ def quiz(exercise):
     Raises ValueError if there are, and fewer than `LEAST` questions come of them.
     """
     chance, asked, made, written = random.Random(exercise), set(), [], attempts().get(exercise, [])
-    ask = partial(question, exercise)
+    ask, most = partial(question, exercise), MOST
     if not hasattr(EXERCISES[exercise], "formula"):
-        ask = partial(question_of_others, verdicts(exercise, written))
+        ask, most = partial(question_of_others, verdicts(exercise, written)), LEAST  # their verdicts are long
     for code, name in written:
-        if name in asked or len(made) == MOST:
+        if name in asked or len(made) == most:
             continue
         made_of_it = ask(code, name, chance, f"{exercise}-{len(made) + 1}")
         if made_of_it:
@@ -92,7 +92,7 @@ def question(exercise, code, name, chance, group):
             break
     else:
         return None
-    return asked_as(code, options, chance, group)
+    return asked_as(coloured(code), options, chance, group)
 
 
 def verdict_on(exercise, code):
@@ -117,16 +117,16 @@ def verdicts(exercise, written):
 
 
 def question_of_others(known, code, name, chance, group):
-    """Return a question as HTML: behind a wrong name, an answer with that mistake. None where `known` has another."""
+    """Return a question as HTML: behind a wrong name, what an answer with it is told. None if `known` has another."""
     if known.get(name, ("",))[0] != code:
         return None
     others = chance.sample([other for other in known if other != name], NAMES - 1)
-    options = [(name, localised(known[name][1]._repr_html_()))]
+    verdict = known[name][1]  # without its numbers, which for a network are a long table
+    options = [(name, f"<p><b>✗ {verdict.exercise}: {html.escape(name)}</b></p><p>{marked(verdict.diagnosis)}</p>")]
     for other in others:
-        theirs, verdict = known[other]
-        no = f"<p>No. That would be: {marked(verdict.diagnosis)}</p><p>Code with that mistake:</p>{coloured(theirs)}"
-        options.append((other, no))
-    return asked_as(code, options, chance, group)
+        options.append((other, f"<p>No. That would be: {marked(known[other][1].diagnosis)}</p>"))
+    plain = f"<pre>{html.escape(shown(code))}</pre>"  # a page's first load stays small
+    return asked_as(plain, options, chance, group)
 
 
 def choices(exercise, source):
@@ -141,24 +141,29 @@ def choices(exercise, source):
             (f"{each}: {CODES[each][0]}" if each in CODES else str(each), f"<p>{marked(line)}</p>")
             for each, line in lines.items()
         ]
-        made.append(asked_as(code, options, chance, f"{exercise}-{key}"))
+        made.append(asked_as(coloured(code), options, chance, f"{exercise}-{key}"))
     return made
 
 
 def asked_as(code, options, chance, group):
-    """Return a question as HTML: the code, and the options, (name, what stands behind it), in any order."""
+    """Return a question as HTML: the code, HTML, and the options, (name, what stands behind it), in any order."""
     chance.shuffle(options)
     choices = "".join(
         f'<details name="{group}"><summary>{html.escape(words)}</summary>{answer}</details>'
         for words, answer in options
     )
-    return f'<div class="quiz">{coloured(code)}{choices}</div>'
+    return f'<div class="quiz">{code}{choices}</div>'
 
 
 def coloured(code):
-    """Return code as HTML; of an answer under another name, what stands before its call."""
+    """Return code as HTML."""
+    return highlight(shown(code), PythonLexer(), HtmlFormatter(wrapcode=True))
+
+
+def shown(code):
+    """Return code; of an answer under another name, what stands before its call."""
     inner, calls = CALL.subn("", textwrap.dedent(code.partition("\n")[2]))
-    return highlight(inner if calls else code, PythonLexer(), HtmlFormatter(wrapcode=True))
+    return inner if calls else code
 
 
 def marked(words):
