@@ -1,9 +1,8 @@
 """What `make bench` runs: every claim about speed as a ratio, both sides measured alternately in one run.
 
-Prints a Markdown table, and writes it to benchmarks/RESULTS.md and its numbers to benchmarks/results.json.
+Prints a page, and writes it to benchmarks/RESULTS.md.
 """
 
-import json
 import platform
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import explorers, layers, training
+from . import among, explorers, layers, table, training
 
 HERE = Path(__file__).parent
 
@@ -27,39 +26,28 @@ def seconds(*command):
 
 
 def imports(rounds=7):
-    """Return one row: how long a fresh Python takes for `import bnlib` after torch, against torch alone."""
+    """Return as a section of a page how long a fresh Python takes to import bnlib after torch, against torch."""
     ratios, extra = [], []
     for _ in range(rounds):
         alone = seconds(sys.executable, "-c", "import torch")
         both = seconds(sys.executable, "-c", "import torch, bnlib; bnlib.batch_norm, bnlib.BatchNorm2d")
         ratios.append(both / alone)
         extra.append(both - alone)
-    return [
-        {
-            "what": "import bnlib and its layers, time over import torch alone",
-            "ratio": statistics.median(ratios),
-            "spread": (min(ratios), max(ratios)),
-            "note": f"{statistics.median(extra):+.2f} s",
-        }
-    ]
+    return (
+        f"## Import\n\n`import torch, bnlib` with its layers: {statistics.median(ratios):.2f} times the time of "
+        f"`import torch` alone ({among(min(ratios), max(ratios))}), {statistics.median(extra):+.2f} s."
+    )
 
 
 def validation():
-    """Return a row a lesson: what comparing its stored outputs takes, against a fresh Python that imports torch."""
-    rows = []
+    """Return as a section of a page what comparing each lesson's stored outputs takes."""
+    lines = []
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env")
     floor = seconds(sys.executable, "-c", "import torch")
     for lesson in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
         took = seconds(*command, "--nbval-cell-timeout=900", str(lesson))
-        rows.append(
-            {
-                "what": f"validate {lesson.stem}, time over import torch",
-                "ratio": took / floor,
-                "spread": (took / floor, took / floor),
-                "note": f"{took:.0f} s",
-            }
-        )
-    return rows
+        lines.append([lesson.stem, f"{took:.0f}", f"{took / floor:.1f}"])
+    return "## `make validate`, lesson by lesson\n\n" + table(["lesson", "seconds", "over `import torch`"], lines)
 
 
 def machine():
@@ -77,21 +65,16 @@ def machine():
 
 
 def main():
-    rows = [
-        *imports(),
-        *training.measure(),
-        *layers.measure(),
-        *explorers.measure(),
-        *validation(),
+    sections = [
+        f"# Measured\n\nBy `make bench`, on {machine()}. A ratio is the median over rounds in which both sides ran in "
+        "turn; in brackets the lowest and the highest round.",
+        *(subject.tell(subject.measure()) for subject in (training, layers, explorers)),
+        imports(),
+        validation(),
     ]
-    table = ["| what | ratio, median | spread | note |", "|---|---|---|---|"]
-    for row in rows:
-        low, high = row["spread"]
-        table.append(f"| {row['what']} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} | {row['note']} |")
-    text = f"# Measured\n\n`make bench`, {machine()}.\n\n" + "\n".join(table) + "\n"
+    text = "\n\n".join(sections) + "\n"
     print(text)
     (HERE / "RESULTS.md").write_text(text, encoding="utf-8")
-    (HERE / "results.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

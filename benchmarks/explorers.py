@@ -1,12 +1,14 @@
 """How long from key press to changed picture, for every explorer's sliders, in a real browser, against a floor.
 
 The floor is a slider that only rewrites one line of text through the kernel; a key press on it alternates with one on
-the slider that is measured, so that both meet the same load.
+the slider that is measured, so that both meet the same load. Then each slider is dragged fast from end to end.
 """
 
+import random
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,22 +16,17 @@ import nbformat
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 from lab import Notebook, chromium, jupyter_lab
 
+from bnlib import explore
+
+from . import table
+
 PRESSES = 15
-EXPLORERS = (  # train_it_yourself is left out: its sliders only choose what to train
-    "gamma_beta()",
-    "class_size()",
-    "who_shares_a_mean()",
-    "loops()",
-    "running_statistics()",
-    "who_shares_a_mean('norms')",
-    "train_eval_gap()",
-    "three_paths()",
-    "nudge()",
-    "what_a_norm_does_not_see()",
-    "who_is_in_the_batch()",
-    "many_machines()",
-    "other_data()",
-    "inside_the_layers([explore.inside_the_layers.record(lenet(seed=k), torch.rand(64, 1, 28, 28)) for k in range(3)])",
+STEPS, DRAG = 60, 0.5  # a fast drag: so many moves of the mouse in so many seconds
+MOMENT = 0.05  # a press comes at any time within so many seconds: nobody presses in step with the screen
+CALLS = {name: f"{name}()" for name in explore.__all__ if name != "train_it_yourself"}  # it shows what it has trained
+CALLS["norms"] = "who_shares_a_mean('norms')"
+CALLS["inside_the_layers"] = (
+    "inside_the_layers([explore.inside_the_layers.record(lenet(seed=k), torch.rand(64, 1, 28, 28)) for k in range(3)])"
 )
 FLOOR = """
 import ipywidgets as widgets
@@ -79,14 +76,51 @@ WATCH = """([root, picture]) => {
 }"""
 
 
+# milliseconds from a slider's last new value to the last new picture or text that follows; 0 if all came before
+DRAGGED = """([root, handle]) => {
+    window.moved = window.shown = 0;
+    const later = () => requestAnimationFrame(() => { window.shown = performance.now(); });
+    new MutationObserver(() => { window.moved = performance.now(); })
+        .observe(handle, {attributeFilter: ['aria-valuenow']});
+    new MutationObserver(later).observe(root.querySelector('[role=status]').closest('.widget-html'),
+                                        {childList: true, subtree: true});
+    root.addEventListener('load', later, true);
+}"""
+
+
+def range_of(slider):
+    """Return a slider's handle, and where it can stand: lowest, highest, now."""
+    handle = slider.locator(".noUi-handle")
+    return handle, *(float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "max", "now"))
+
+
 def press(page, root, slider, picture):
     """Press an arrow key on a slider; return what `WATCH` saw in `root`."""
-    handle = slider.locator(".noUi-handle")
+    handle, low, high, now = range_of(slider)
     handle.focus()
     page.evaluate(WATCH, [root.element_handle(), picture])
-    low, high, now = (float(handle.get_attribute(f"aria-value{end}")) for end in ("min", "max", "now"))
+    time.sleep(random.uniform(0, MOMENT))
     page.keyboard.press("ArrowLeft" if now - low > (high - low) / 2 else "ArrowRight")
     return page.evaluate("window.seen")
+
+
+def drag(page, root, slider):
+    """Drag a slider's handle to its farther end; return the milliseconds that the last picture comes after."""
+    handle, low, high, now = range_of(slider)
+    handle.scroll_into_view_if_needed()
+    box, track = handle.bounding_box(), slider.locator(".noUi-base").bounding_box()
+    page.evaluate(DRAGGED, [root.element_handle(), handle.element_handle()])
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    end = track["x"] + (0 if now - low > (high - low) / 2 else track["width"])
+    page.mouse.move(x, y)
+    page.mouse.down()
+    start = time.perf_counter()
+    for step in range(1, STEPS + 1):
+        page.mouse.move(x + (end - x) * step / STEPS, y)
+        time.sleep(max(0, start + DRAG * step / STEPS - time.perf_counter()))
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    return max(0, page.evaluate("window.shown - window.moved"))
 
 
 def ratios(page, floor, root, slider):
@@ -100,32 +134,29 @@ def ratios(page, floor, root, slider):
     return seen[1:]
 
 
-def row(what, seen):
+def row(what, seen, dragged):
+    """Return a row: medians of a press and of the floor beside it, the worst press, and a fast drag's end (all ms)."""
     if not seen:
-        return {
-            "what": what,
-            "ratio": float("inf"),
-            "spread": (float("inf"), float("inf")),
-            "note": "the picture never changed",
-        }
+        raise RuntimeError(f"{what}: the picture never changed")
     took, empty, below = zip(*seen, strict=True)
     floor = statistics.median(below)
-    quarters = statistics.quantiles([a / b for a, b in zip(took, below, strict=True)], n=4)
     return {
         "what": what,
+        "ms": statistics.median(took),
+        "floor": floor,
         "ratio": statistics.median(took) / floor,
-        "spread": (quarters[0], quarters[2]),
-        "note": f"{statistics.median(took):.0f} ms, floor {floor:.0f} ms, worst of {len(seen)} "
-        f"{max(took) / floor:.1f}x, {sum(empty)} frames without a picture",
+        "worst": max(took) / floor,
+        "empty": sum(empty),
+        "drag": dragged,
     }
 
 
 def measure():
-    """Return one row for each slider that can be moved, and one for the same picture under interact and plt.show()."""
+    """Return one row for the picture under interact and plt.show(), then one for each slider that can be moved."""
     cells = [
         FLOOR,
         INTERACT,
-        *(f"import torch\nfrom bnlib import explore, lenet\nexplore.{call}" for call in EXPLORERS),
+        *(f"import torch\nfrom bnlib import explore, lenet\nexplore.{call}" for call in CALLS.values()),
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,28 +168,42 @@ def measure():
         nbformat.write(notebook, Path(folder) / "notebooks" / "explorers.ipynb")
         with jupyter_lab(folder, Path(folder)) as address, chromium(address) as page:
             Notebook(page, "explorers").run_all(seconds=120)
-            floor, interact, *explorers = page.locator(".jp-CodeCell").all()
-            seen = ratios(page, floor, interact, interact.locator(".widget-slider"))
-            rows.append(row("running_statistics() under interact and plt.show(): Batch size n", seen))
-            for call, output in zip(EXPLORERS, explorers, strict=True):
-                name = call.split("([")[0]
+            floor, *outputs = page.locator(".jp-CodeCell").all()
+            for name, output in zip(["interact", *CALLS], outputs, strict=True):
                 for slider in output.locator(".widget-slider").all():
                     if slider.is_visible() and not slider.locator("[disabled]").count():
-                        words = slider.locator(".widget-label").inner_text()
-                        rows.append(row(f"{name}: {words}", ratios(page, floor, output, slider)))
-    medians = [each["ratio"] for each in rows[1:]]
-    rows.append(
-        {
-            "what": "median over all sliders of the explorers",
-            "ratio": statistics.median(medians),
-            "spread": (min(medians), max(medians)),
-            "note": f"of {len(medians)} sliders; the picture under interact: {rows[0]['ratio']:.2f}",
-        }
-    )
+                        what = f"{name}: {slider.locator('.widget-label').inner_text()}"
+                        seen = ratios(page, floor, output, slider)
+                        rows.append(row(what, seen, None if name == "interact" else drag(page, output, slider)))
     return rows
 
 
+def tell(rows):
+    """Return the rows as a section of a page, Markdown."""
+    interact, *ours = rows
+
+    def median(column):
+        return statistics.median(row[column] for row in ours)
+
+    slowest, worst, last = (max(ours, key=lambda row: row[column]) for column in ("ratio", "worst", "drag"))
+    lines = [
+        [r["what"], f"{r['ratio']:.2f}", f"{r['ms']:.0f}", f"{r['floor']:.0f}", f"{r['worst']:.1f}", f"{r['drag']:.0f}"]
+        for r in ours
+    ]
+    return "\n\n".join(
+        [
+            "## Sliders",
+            "From key press to changed picture, in JupyterLab in Chromium, against a slider that only rewrites a line "
+            f"of text through the kernel: {median('ratio'):.2f} times its time in the median of {len(ours)} sliders, "
+            f"{slowest['ratio']:.2f} for the slowest ({slowest['what']}), {worst['worst']:.1f} for the worst press of "
+            f"all ({worst['what']}). The same picture drawn by `interact` and `plt.show()` takes "
+            f"{interact['ratio']:.1f} times. In {sum(row['empty'] for row in ours)} frames there was no picture.",
+            f"After a fast drag ({STEPS} moves in {DRAG} s) the last picture comes {median('drag'):.0f} ms after the "
+            f"last value in the median, {last['drag']:.0f} ms at worst ({last['what']}).",
+            table(["slider", "ratio", "ms", "floor, ms", "worst press, ratio", "end of a fast drag, ms"], lines),
+        ]
+    )
+
+
 if __name__ == "__main__":
-    for each in measure():
-        low, high = each["spread"]
-        print(f"{each['ratio']:5.2f} ({low:.2f} to {high:.2f})  {each['what']:50} {each['note']}")
+    print(tell(measure()))

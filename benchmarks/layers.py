@@ -1,6 +1,6 @@
 """One layer, forward and backward: ours against `torch.nn`'s and the textbook formula, on the shapes of real networks.
 
-`python -m benchmarks.layers` prints the rows alone.
+`python -m benchmarks.layers` measures this alone.
 """
 
 import shutil
@@ -14,6 +14,7 @@ from torch import nn
 import bnlib
 from bnlib.training import find_device
 
+from . import among, table
 from .training import TextbookNorm
 
 SHAPES = [(256, 6, 24, 24), (256, 16, 8, 8), (256, 120), (64, 64, 56, 56), (32, 256, 14, 14)]
@@ -63,37 +64,66 @@ def alternately(runs, device, rounds, slice_=0.02):
 
 
 def measure(rounds=15):
-    """Return rows: what, ratio (time over torch.nn's in the same round), spread, note."""
+    """Return rows: shape, layer, ratio (time over torch.nn's in the same round), lowest and highest, microseconds."""
     device = find_device()
     compiler = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))
-    rows, medians = [], {}
+    rows = []
     for shape in dict.fromkeys(SHAPES + BATCHES + CHANNELS):
         taken = alternately(steps(shape, device, compiler and shape in SHAPES), device, rounds)
-        for name in taken.keys() - {"torch.nn"}:
-            ratios = [ours / theirs for ours, theirs in zip(taken[name], taken["torch.nn"], strict=True)]
-            median = statistics.median(ratios)
-            if shape in SHAPES:
-                medians.setdefault(name, []).append(median)
+        for layer in taken:
+            ratios = [one / theirs for one, theirs in zip(taken[layer], taken["torch.nn"], strict=True)]
             rows.append(
                 {
-                    "what": f"layer {'×'.join(map(str, shape))}, forward + backward: {name}, time over torch.nn",
-                    "ratio": median,
+                    "shape": shape,
+                    "layer": layer,
+                    "ratio": statistics.median(ratios),
                     "spread": (min(ratios), max(ratios)),
-                    "note": f"{statistics.median(taken[name]) * 1e6:,.0f} µs on {device.type}",
+                    "us": statistics.median(taken[layer]) * 1e6,
                 }
             )
-    for name, values in medians.items():
-        rows.append(
-            {
-                "what": f"layer, median of {len(SHAPES)} networks' shapes: {name}, time over torch.nn",
-                "ratio": statistics.median(values),
-                "spread": (min(values), max(values)),
-                "note": "of the medians above",
-            }
-        )
     return rows
 
 
+def tell(rows):
+    """Return the rows as a section of a page, Markdown."""
+    by_shape = {}
+    for row in rows:
+        by_shape.setdefault(row["shape"], {})[row["layer"]] = row
+    others = ("ours", "ours, compiled", "textbook")
+
+    def ratios(layer, shapes):
+        return {size(shape): by_shape[shape][layer]["ratio"] for shape in shapes if layer in by_shape[shape]}
+
+    said = []
+    for layer in others:
+        if five := ratios(layer, SHAPES):
+            worst = max(five, key=five.get)
+            said.append(
+                f"{layer} takes {statistics.median(five.values()):.2f} times torch's time in the median, "
+                f"{five[worst]:.2f} times at worst ({worst})"
+            )
+    slowest = max(by_shape, key=lambda shape: by_shape[shape]["ours"]["ratio"])
+    lines = []
+    for shape, row in by_shape.items():
+        cells = [
+            f"{row[layer]['ratio']:.2f} ({among(*row[layer]['spread'])})" if layer in row else "" for layer in others
+        ]
+        lines.append([size(shape), f"{row['torch.nn']['us']:,.0f}", *cells])
+    return "\n\n".join(
+        [
+            "## One layer, forward and backward",
+            f"On the shapes of {len(SHAPES)} networks, the first {len(SHAPES)} below: {'; '.join(said)}. Over all "
+            f"shapes ours is slowest at {size(slowest)}, {by_shape[slowest]['ours']['ratio']:.2f} times torch's "
+            f"{by_shape[slowest]['torch.nn']['us']:,.0f} µs.",
+            table(["input", "torch.nn, µs", *(f"{layer}, ratio (lowest to highest)" for layer in others)], lines),
+        ]
+    )
+
+
+def size(shape):
+    """Return a shape as a reader writes it."""
+    return "×".join(map(str, shape))
+
+
 if __name__ == "__main__":
-    for row in measure():
-        print(f"{row['ratio']:6.2f}  ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})  {row['what']}, {row['note']}")
+    print(tell(measure()))

@@ -19,6 +19,8 @@ from bnlib import workers
 from bnlib.distributed import run
 from bnlib.training import find_device
 
+from . import among, table
+
 EXAMPLES, BATCH = 12_800, 256
 
 
@@ -93,41 +95,44 @@ def books_loop(images, workers, device):
 
 
 def ten_epochs(images, rounds):
-    """Return one row: seconds for a whole training, the recording of a step and all evaluation included."""
+    """Return the seconds that whole trainings take, the recording of a step and all evaluation included."""
     seconds = []
     for _ in range(rounds):
         start = time.perf_counter()
         bnlib.fit(bnlib.lenet(), images, progress=False)
         seconds.append(time.perf_counter() - start)
-    return {
-        "what": "training LeNet: ten epochs with evaluation, in seconds",
-        "ratio": statistics.median(seconds),
-        "spread": (min(seconds), max(seconds)),
-        "note": images.name,
-    }
+    return seconds
 
 
 def two_processes(rounds=3):
-    """Return one row: a synchronised training in two processes of this machine, against one process."""
+    """Return a row: a synchronised training in two processes of this machine, against one process."""
     images, speeds = bnlib.load_images("digits"), {1: [], 2: []}
     settings = {"epochs": 2, "batch_size": 256, "device": "cpu"}
     for _ in range(rounds):
         for processes, seen in speeds.items():
             seen.append(run(workers.training, images, settings, processes=processes)[0]["speed"])
-    ratios = [two / one for one, two in zip(*speeds.values(), strict=True)]
+    return row("two processes that synchronise, one thread each", speeds[2], "one process, one thread", speeds[1])
+
+
+def row(what, speeds, base, base_speeds):
+    """Return a row: what, its speed over that of `base` in the same round, and its examples per second."""
+    ratios = [speed / other for speed, other in zip(speeds, base_speeds, strict=True)]
     return {
-        "what": "training LeNet: two processes that synchronise, speed over one",
+        "what": what,
+        "base": base,
         "ratio": statistics.median(ratios),
         "spread": (min(ratios), max(ratios)),
-        "note": f"{statistics.median(speeds[2]):,.0f} examples/s of {images.name}, one thread each",
+        "speed": statistics.median(speeds),
     }
 
 
 def measure(rounds=5):
-    """Return rows: what, ratio, spread, note; each round runs every variant once, so that all share the weather."""
+    """Return rows; each round runs every variant once, so that all share the weather."""
     images = bnlib.load_images()
     device = find_device()
-    rows = [ten_epochs(images, rounds)] if device.type == "cuda" else []  # minutes on a CPU
+    rows = []
+    if device.type == "cuda":  # minutes on a CPU
+        rows.append({"what": f"ten epochs of {images.name}", "seconds": statistics.median(ten_epochs(images, rounds))})
     repeat = -(-EXAMPLES // len(images.train_images))
     images.train_images = images.train_images.repeat(repeat, 1, 1, 1)[:EXAMPLES]
     images.train_labels = images.train_labels.repeat(repeat)[:EXAMPLES]
@@ -136,8 +141,9 @@ def measure(rounds=5):
     def fit(norm, **options):
         return bnlib.fit(bnlib.lenet(norm), images, epochs=1, progress=False, **options).examples_per_second
 
+    base = f"the books' loop, {best} workers"
     variants = {
-        "the books' loop": lambda: books_loop(images, best, device),
+        base: lambda: books_loop(images, best, device),
         "fit, our layer": lambda: fit("scratch"),
         "fit, torch's layer": lambda: fit("torch"),
         "fit, no normalization": lambda: fit("none"),
@@ -146,23 +152,26 @@ def measure(rounds=5):
     for _ in range(rounds):
         for name, variant in variants.items():
             speeds[name].append(variant())
-    base = speeds["the books' loop"]
-    for name, values in speeds.items():
-        ratios = [value / loop for value, loop in zip(values, base, strict=True)]
-        note = f"{statistics.median(values):,.0f} examples/s on {device.type}"
-        if name == "the books' loop":
-            note += f", best of 0, 1, 2 workers: {best}"
-        rows.append(
-            {
-                "what": f"training LeNet: {name}, speed over the books' loop",
-                "ratio": statistics.median(ratios),
-                "spread": (min(ratios), max(ratios)),
-                "note": note,
-            }
-        )
+    rows += [row(name, values, base, speeds[base]) for name, values in speeds.items()]
     return [*rows, two_processes()]
 
 
+def tell(rows):
+    """Return the rows as a section of a page, Markdown."""
+    *whole, _, ours, theirs, none, two = rows
+    lines = [[r["what"], f"{r['speed']:,.0f}", r["base"], f"{r['ratio']:.2f}", among(*r["spread"])] for r in rows[-5:]]
+    return "\n\n".join(
+        [
+            "## Training LeNet",
+            f"`fit` with our layer sees {ours['ratio']:.1f} times as many images a second as the loop that books "
+            "print (PIL images, a DataLoader with its best number of workers, the textbook layer, figures read at each "
+            f"step), with torch's layer {theirs['ratio']:.1f} times, without normalization {none['ratio']:.1f} times. "
+            f"Two processes that synchronise their statistics see {two['ratio']:.2f} times as many as one.",
+            *(f"{each['what'].capitalize()}, evaluation included: {each['seconds']:.1f} s." for each in whole),
+            table(["what", "images a second", "against", "ratio", "lowest to highest"], lines),
+        ]
+    )
+
+
 if __name__ == "__main__":
-    for row in measure():
-        print(row)
+    print(tell(measure()))

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from explorers import ALONE
 from ipywidgets import FloatSlider, IntSlider, SelectionSlider
 from ipywidgets.widgets.widget import _instances
 from PIL import Image
@@ -22,22 +23,7 @@ from bnlib.explore.lesson03 import BATCHES, EPS, stream, walk
 from bnlib.explore.lesson06 import EXAMPLE, nudged, paths_of
 from bnlib.explore.lesson07 import NORMS, PLACES, UNSEEN, change, company
 
-EXPLORERS = {
-    "gamma_beta": explore.gamma_beta,
-    "class_size": explore.class_size,
-    "who_shares_a_mean": explore.who_shares_a_mean,
-    "norms": lambda: explore.who_shares_a_mean("norms"),
-    "loops": explore.loops,
-    "running_statistics": explore.running_statistics,
-    "train_eval_gap": explore.train_eval_gap,
-    "three_paths": explore.three_paths,
-    "nudge": explore.nudge,
-    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
-    "who_is_in_the_batch": explore.who_is_in_the_batch,
-    "many_machines": explore.many_machines,
-    "other_data": explore.other_data,
-}
-every_explorer = pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+every_explorer = pytest.mark.parametrize("make", ALONE.values(), ids=ALONE)
 
 
 def pixels(explorer):

@@ -8,32 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from explorers import EXPLORERS
 from ipywidgets import Button, FloatSlider, IntSlider
 from ipywidgets.widgets.widget import _instances
 
-from bnlib import explore, lenet
-from bnlib.data import Images, digits
-
-IMAGES = Images(*(tensor[:64] for tensor in list(vars(digits()).values())[:4]), tuple("0123456789"), "a few digits")
-EXPLORERS = {
-    "gamma_beta": explore.gamma_beta,
-    "class_size": explore.class_size,
-    "who_shares_a_mean": explore.who_shares_a_mean,
-    "norms": lambda: explore.who_shares_a_mean("norms"),
-    "loops": explore.loops,
-    "running_statistics": explore.running_statistics,
-    "train_eval_gap": explore.train_eval_gap,
-    "three_paths": explore.three_paths,
-    "nudge": explore.nudge,
-    "what_a_norm_does_not_see": explore.what_a_norm_does_not_see,
-    "who_is_in_the_batch": explore.who_is_in_the_batch,
-    "many_machines": explore.many_machines,
-    "other_data": explore.other_data,
-    "train_it_yourself": lambda: explore.train_it_yourself(IMAGES),
-    "inside_the_layers": lambda: explore.inside_the_layers(
-        [explore.inside_the_layers.record(lenet(seed=seed), IMAGES.train_images) for seed in range(3)]
-    ),
-}
+HERE = Path(__file__).parent
 every_explorer = pytest.mark.parametrize("name", EXPLORERS)
 
 
@@ -74,10 +53,6 @@ def resident():
     """Return the memory that this process holds, in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-def test_every_explorer_is_here():
-    assert set(explore.__all__) == EXPLORERS.keys() - {"norms"}
 
 
 @every_explorer
@@ -133,7 +108,7 @@ def test_ten_copies_move_apart_and_close_without_a_trace(name):
 
 @every_explorer
 def test_of_a_burst_of_five_hundred_messages_in_a_second_the_last_is_shown(name, start_kernel):
-    with start_kernel(Path(__file__).parent, {}) as kernel:
+    with start_kernel(HERE, {"PYTHONPATH": str(HERE.parent)}) as kernel:
         printed, complaint = kernel.run(
             "import json, random\n"
             "from test_explorers import EXPLORERS, assert_shows_its_values, draw_state\n"
