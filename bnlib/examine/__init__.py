@@ -16,7 +16,7 @@ from .data import examples
 from .evaluation import company, saved
 from .layers import find, modes
 from .patient import Patient
-from .report import Examination
+from .report import SEVERITIES, Examination
 from .statistics import hidden, lag, statistics
 from .training import decay, graph, training
 
@@ -48,4 +48,5 @@ def examine(model: nn.Module, data, *, target=None, optimizer=None, batch_size=N
                 check(patient)
             except Exception as error:  # what a reader's own model may raise, in a mode it was not made for
                 patient.failed("BN302", "note", check.__name__, error)
-        return patient.examination()
+    findings = sorted(patient.table.values(), key=lambda f: (SEVERITIES.index(f.severity), f.code))
+    return Examination(findings, patient.names, patient.lags)

@@ -47,23 +47,20 @@ def set_mode(module, training):
 
 def state(model):
     """Return every tensor that hangs on a module, by name: parameters, buffers, plain attributes, in lists, too."""
-    found = {}
-    for name, part in model.named_modules():
-        stores = {**part.__dict__, **part._parameters, **part._buffers}
-        for key, value in stores.items():
-            for i, leaf in enumerate(tree_leaves(value)):
-                if isinstance(leaf, Tensor) and key not in ("_parameters", "_buffers", "_modules"):
-                    found[f"{name}.{key}[{i}]" if i else f"{name}.{key}"] = leaf.detach().clone()
-    return found
+    return {
+        f"{name}.{key}[{i}]" if i else f"{name}.{key}": leaf.detach().clone()
+        for name, part in model.named_modules()
+        for key, value in {**part.__dict__, **part._parameters, **part._buffers}.items()
+        if key not in ("_parameters", "_buffers", "_modules")
+        for i, leaf in enumerate(tree_leaves(value))
+        if isinstance(leaf, Tensor)
+    }
 
 
 def changed(before, after):
     """Return the names of the tensors of two states that are not the same."""
-
-    def same(a, b):
-        return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-    return [key for key in after if key in before and not same(before[key], after[key])]
+    both = [key for key in after if key in before]
+    return [key for key in both if not torch.equal(before[key].nan_to_num(), after[key].nan_to_num())]
 
 
 def outputs(model, x):

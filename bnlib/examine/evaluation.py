@@ -16,14 +16,14 @@ def company(p):
     few = take(p.x, torch.arange(min(8, p.n)))
     later = take(p.x, torch.cat([torch.zeros(1).long(), torch.arange(p.n - size(few) + 1, p.n)]))
     for grad in (False, True):
-        k = p.evaluated()
+        k = p.given(False)
         with torch.set_grad_enabled(grad):
             output(k, few)
             before = state(k)
             output(k, few)
             moved = changed(before, state(k))
-            alone = output(p.evaluated(), few).detach()
-            among, calls = p.watched(p.evaluated(), later, grad=grad)
+            alone = output(p.given(False), few).detach()
+            among, calls = p.watched(p.given(False), later, grad=grad)
             for _ in range(3):
                 output(k, later)
             again = output(k, few).detach()
@@ -53,11 +53,11 @@ def _is_statistic(p, k, name):
 
 def _blame(p, words, few, later, calls, grad):
     """Say which normalization lets an answer hang on its companions, or that another layer does."""
-    own = [c for c in calls if c.training or p.leaks(c.name)]
+    own = [c for c in calls if c.training or c.leaks]
     if grad and not own:
         own = [c for c in calls if c.name in p.own]
     for call in own:
-        if p.tracks(call):
+        if call.mean is not None:
             p.say("BN101", "wrong", call.name, words)
         else:
             p.say("BN101", "doubtful", call.name, f"{words} (no running statistics: track_running_stats=False)")
@@ -77,7 +77,7 @@ def _culprit(p, few, later):
     """Return name, module and input of the first whose input agrees on example 0, and whose output does not."""
     runs = []
     for x in (few, later):
-        k, seen = p.evaluated(), []
+        k, seen = p.given(False), []
         overhear(k, lambda name, m, x, y, seen=seen: seen.append((name, m, x.detach(), y.detach())))
         output(k, x)
         runs.append(seen)

@@ -1,6 +1,7 @@
 """The model under examination: copies of it, the data, what was found so far."""
 
 import contextlib
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from .copies import clone, lazy, output, set_mode
 from .data import floats, size, take, tensors
-from .report import SEVERITIES, Examination, Finding
+from .report import Finding
 from .watch import Watch, moments
 
 HALF = torch.float16, torch.bfloat16
@@ -46,25 +47,16 @@ class Patient:
         """Note a finding that an error is."""
         self.say(code, severity, where, f"{when}{type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
-    def examination(self):
-        """Return what was said, the worst first."""
-        findings = sorted(self.table.values(), key=lambda f: (SEVERITIES.index(f.severity), f.code))
-        return Examination(findings, self.names, self.lags)
-
     def start(self):
         """Make the copy from which all others come, lazy layers made, and return whether it runs."""
         self.model, failures = clone(self.original), []
         for dtype in (None, torch.float64, torch.float16, torch.bfloat16, torch.float32):
-
-            def cast(x, dtype=dtype):
-                return floats(x, lambda t: t.to(dtype or t.dtype))
-
+            cast = partial(floats, change=lambda t, dtype=dtype: t.to(dtype or t.dtype))
             try:
-                trial = clone(self.model)
-                with contextlib.suppress(NotImplementedError), torch.no_grad():
-                    trial.eval()
-                few = cast(take(self.x, slice(0, 8)))
+                trial, few = clone(self.model), cast(take(self.x, slice(0, 8)))
                 with torch.no_grad():
+                    with contextlib.suppress(NotImplementedError):
+                        trial.eval()
                     result = output(trial, few)
                 break
             except Exception as error:
@@ -74,11 +66,11 @@ class Patient:
             return False
         self.few, self.x, self.target = few, cast(self.x), cast(self.target)
         if lazy(self.model):
+            modes = {part: part.training for part in self.model.modules()}
             with torch.no_grad():  # they take their shapes, in a mode that remembers nothing of the batch
-                modes = {part: part.training for part in self.model.modules()}
                 output(set_mode(self.model, False), few)
-                for part, mode in modes.items():
-                    part.training = mode
+            for part, mode in modes.items():
+                part.training = mode
         half = any(t.dtype in HALF for t in (*tensors(self.x), *self.model.parameters()))
         self.bound = 0.05 if half else 1e-3  # of what is no rounding error, in standard deviations of the output
         if not result.isfinite().all():
@@ -89,15 +81,12 @@ class Patient:
         """Return a copy, all of it in a mode."""
         return set_mode(clone(self.model), training)
 
-    def evaluated(self):
-        """Return a copy in evaluation: as it was given, if it was given so."""
+    def given(self, training):
+        """Return a copy in a mode, by the model's own `train` or `eval`, or as it was given, if in this mode."""
         k = clone(self.model)
-        return k.eval() if self.original.training else k
-
-    def trained(self):
-        """Return a copy in training: as it was given, if it was given so."""
-        k = clone(self.model)
-        return k if self.original.training else k.train()
+        if self.original.training == training:
+            return k
+        return k.train() if training else k.eval()
 
     def watched(self, k, x, grad=False, **how):
         """Return (output, calls) of the copy `k`."""
@@ -115,7 +104,7 @@ class Patient:
         rows, k = {}, self.copy(stochastic)
 
         def see(call):
-            if call.mean is not None or call.name in self.own:
+            if call.mean is not None:
                 rows.setdefault(call.name, []).append(moments(call.x))
 
         for start in range(0, max(size(x) - batch, 0) + 1, batch):
@@ -124,11 +113,3 @@ class Patient:
             name: (*(torch.stack([row[i] for row in found]).mean(0) for i in (0, 1)), found[0][2])
             for name, found in rows.items()
         }
-
-    def tracks(self, call):
-        """Return whether a call's layer keeps running statistics."""
-        return call.mean is not None or call.name in self.own
-
-    def leaks(self, name):
-        """Return whether it is a module of the model's own that in evaluation looks at the batch."""
-        return name in self.own and self.own[name].leaks

@@ -22,11 +22,9 @@ def hidden(p):
         elif any((t == 0).all() for t in rows) and any((t == 1).all() for t in rows):
             words = "buffers of 0 and of 1: no training batch has passed, or nothing moves them"
             p.say("BN110", "note" if p.original.training else "doubtful", where, words)
-        elif p.n >= 2 * p.batch:
-            change = _settled(p, name)
-            if change > 0.3:
-                words = f"after 60 batches with weights as they are, outputs move by {change:.2g} of their spread"
-                p.say("BN104", "doubtful", where, words)
+        elif p.n >= 2 * p.batch and (change := _settled(p, name)) > 0.3:
+            words = f"after 60 batches with weights as they are, outputs move by {change:.2g} of their spread"
+            p.say("BN104", "doubtful", where, words)
 
 
 def _settled(p, name):
@@ -37,8 +35,7 @@ def _settled(p, name):
         for i in range(60):
             start = i * p.batch % (p.n - p.batch)
             output(k, take(p.x, slice(start, start + p.batch)))
-        now, then = (output(set_mode(m, False), p.x) for m in (p.copy(False), k))
-    return apart(now, then)
+        return apart(output(p.copy(False), p.x), output(set_mode(k, False), p.x))
 
 
 def statistics(p):
@@ -70,7 +67,7 @@ def _alone(p, call):
     bad = not (mean.isfinite() & var.isfinite()).all()
     negative = (var < -(call.eps / 2 if own else max(call.eps / 2, 1e-9))).any()
     huge = mean.abs().max() > 1e8 or var.max() > 1e16
-    if p.leaks(n):
+    if call.leaks:
         p.well = False
     elif bad or negative or huge:
         what = "NaN or infinite" if bad else "negative variances" if negative else "huge"
@@ -146,12 +143,9 @@ def _judged(p, x, y, data, elsewhere=False):
         elif change > 0.2 and far and elsewhere:
             severity = "doubtful"
     elif far and (change > 0.05 if classes and now.dim() == 2 else apart(now, then) > 0.2):
-        moved = (
-            f"{change:.1%} of the answers change"
-            if classes
-            else f"outputs move by {apart(now, then):.2g} of their spread"
-        )
-        severity, words = "doubtful", f"{words}; with the data's own, {moved}"
+        moved = apart(now, then)
+        moves = f"{change:.1%} of the answers change" if classes else f"outputs move by {moved:.2g} of their spread"
+        severity, words = "doubtful", f"{words}; with the data's own, {moves}"
     return off, worst, severity, words
 
 
@@ -171,7 +165,5 @@ def _same_batch(p):
         return
     change = (now.argmax(1) != own.argmax(1)).float().mean().item()
     if change > 0.1 and change * len(now) >= 3:
-        words = (
-            f"{change:.1%} of a batch of {len(now)} answer otherwise with its own statistics than with the running ones"
-        )
-        p.say("BN114", "doubtful", "model", words)
+        words = "answer otherwise with its own statistics than with the running ones"
+        p.say("BN114", "doubtful", "model", f"{change:.1%} of a batch of {len(now)} {words}")

@@ -15,13 +15,6 @@ FEW = 16  # examples where only the order of things is looked at, in float64 and
 
 def graph(p):
     """See whether tensors that stay hold the graph of a batch."""
-    kept = held(p.original)
-    if not kept:
-        k = p.copy(True)
-        output(k, p.few)
-        kept = held(k)
-    if not kept:
-        return
     k, lengths = p.copy(True), []
     for _ in range(3):
         output(k, p.few)
@@ -29,7 +22,7 @@ def graph(p):
     severity, words = "note", "not detached: `deepcopy` refuses it"
     if lengths[2] > lengths[1]:
         severity, words = "wrong", f"{words}; its graph grows with every batch, {lengths}"
-    for name, _, key, _ in kept:
+    for name, _, key, _ in held(p.original) or held(k):
         p.say("BN115", severity, f"{name}.{key}", words)
 
 
@@ -54,7 +47,7 @@ def training(p):
 
 def _moving(p, x):
     """See what moves that was to be frozen; return whether the model can be trained at all."""
-    k = p.trained()
+    k = p.given(True)
     before = state(k)
     try:
         _, calls = p.watched(k, x, grad=True)

@@ -8,26 +8,29 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .probe import moments, wide
-
+STATISTICS, AFFINE, REST = ("running_mean", "running_var"), ("weight", "bias"), ("training", "momentum", "eps")
 SIGNATURES = {  # what is watched, and the order of its arguments
-    torch.nn.functional.batch_norm: [
-        "input",
-        "running_mean",
-        "running_var",
-        "weight",
-        "bias",
-        "training",
-        "momentum",
-        "eps",
-    ],
-    torch.batch_norm: ["input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"],
+    torch.nn.functional.batch_norm: ("input", *STATISTICS, *AFFINE, *REST),
+    torch.batch_norm: ("input", *AFFINE, *STATISTICS, *REST),
 }
 DEFAULTS = dict(weight=None, bias=None, training=False, momentum=0.1, eps=1e-5)
 
 
 @dataclass
-class Call:
+class Norm:
+    """What a batch normalization works with."""
+
+    mean: Tensor | None  # running; None if it keeps none
+    var: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    momentum: float
+    eps: float
+    leaks: bool  # a module of the model's own: in evaluation, an example's output hangs on its companions
+
+
+@dataclass
+class Call(Norm):
     """A batch normalization seen at work."""
 
     name: str
@@ -36,12 +39,6 @@ class Call:
     came: tuple  # the input's storage and version
     went: tuple
     training: bool
-    mean: Tensor | None  # running; None if it keeps none
-    var: Tensor | None
-    gamma: Tensor | None
-    beta: Tensor | None
-    momentum: float
-    eps: float
 
 
 def mark(t):
@@ -52,6 +49,18 @@ def mark(t):
 def owner(name):
     """Return the name of the module that a call, such as the second in one, comes from."""
     return name.split("[")[0]
+
+
+def wide(v, x):
+    """Return v (C,) seen as (1, C, 1, ...), for x."""
+    return v.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def moments(x):
+    """Return mean (C,), unbiased variance (C,) and the count of values that share them."""
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    dims, n = [d for d in range(x.dim()) if d != 1], x.numel() // max(x.shape[1], 1)
+    return x.mean(dims), x.var(dims, correction=0) * (n / max(n - 1, 1)), n
 
 
 class Watch(TorchFunctionMode):
@@ -67,7 +76,6 @@ class Watch(TorchFunctionMode):
         self.see = see or self.calls.append
         self.seen = {}  # module -> the normalizations called in it, by their tensors
         self.entered = Counter()  # how often each module began its forward pass: in a recomputation no mode watches
-
         for name, part in model.named_modules():
             self.handles.append(part.register_forward_pre_hook(partial(self._enter, name)))
             self.handles.append(part.register_forward_hook(self._leave, always_call=True))
@@ -93,7 +101,8 @@ class Watch(TorchFunctionMode):
             for child in m.children():
                 y = child(y)
             out = y.to(out.dtype)
-        self.see(Call(name, x, out, mark(x), mark(out), m.training, v.mean, v.var, v.gamma, v.beta, v.momentum, v.eps))
+        norm = v.mean, v.var, v.gamma, v.beta, v.momentum, v.eps, v.leaks
+        self.see(Call(*norm, name, x, out, mark(x), mark(out), m.training))
         return out
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -116,8 +125,8 @@ class Watch(TorchFunctionMode):
             other, spread = (t.to(x.dtype if kept is None else kept.dtype) for t in self.put[name])
             put |= dict(running_mean=other, running_var=spread, training=False)
         out = torch.nn.functional.batch_norm(**put)
-        rest = (given[key] for key in ("weight", "bias", "momentum", "eps"))
-        self.see(Call(name, x, out, came, mark(out), bool(given["training"]), mean, var, *rest))
+        norm = mean, var, *(given[key] for key in ("weight", "bias", "momentum", "eps")), False
+        self.see(Call(*norm, name, x, out, came, mark(out), bool(given["training"])))
         return out
 
     def __exit__(self, *args):
