@@ -5,6 +5,9 @@ call of `torch.nn.functional.batch_norm` with its arguments, from whatever modul
 model's own modules for batch normalization's behaviour (in training a channel may be stretched and shifted without
 effect, and a sample's output hangs on its companions). From then on both kinds are alike: they can be watched, or be
 given other statistics. No name, class or buffer of the model is relied upon.
+
+From the ground up: `catalogue`, `report`; `data`, `copies`, `watch`; `patient`; then the checks, which take a patient
+and say what they find: `layers`, `evaluation`, `training`, `statistics`.
 """
 
 import torch
