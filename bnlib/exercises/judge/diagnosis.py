@@ -97,10 +97,7 @@ def breaks_down(exercise, case, bends):
 
 def united(sets):
     """Return the bends of several results as one set."""
-    bends = []
-    for bend in (bend for found in sets for bend in found or ()):
-        bends += [bend] if bend.knobs not in [other.knobs for other in bends] else []
-    return tuple(bends)
+    return tuple({frozenset(bend.knobs.items()): bend for found in sets for bend in found or ()}.values())
 
 
 def in_part(exercise, sets):
