@@ -57,9 +57,7 @@ def diagnosed(exercise, seen):
         if values is not None:
             named[odd.name] = odd
     if values is None:
-        values = at_times(exercise, seen, wrong) or in_part(exercise, sets)
-    if values is None:
-        values = unexplained(exercise, seen, wrong, bool(named))
+        values = at_times(exercise, seen, wrong) or in_part(exercise, sets) or unexplained(exercise, seen, wrong, named)
     found = [*named.values(), *values]
     raised = [case for case in wrong if seen[case].trouble]
     if raised and RAISES not in [mistake.name for mistake in found]:
