@@ -307,9 +307,7 @@ AFFINE = (
     *rarely(
         affine("beta subtracted", "β is subtracted", lambda y, g, b: y * g - b),
         affine("divided by gamma", "x̂ is divided by γ", lambda y, g, b: y / g + b),
-        affine(
-            "one plus gamma", "1 + γ multiplies", lambda y, g, b: y * (1 + g) + b, f"{FORMULA}, where γ starts at 1"
-        ),
+        affine("one plus gamma", "1 + γ multiplies", lambda y, g, b: y + y * g + b, f"{FORMULA}, where γ starts at 1"),
         affine("gamma added", "γ is added", lambda y, g, b: y + g + b),
         affine("gamma twice", "γ multiplies twice", lambda y, g, b: y * g**2 + b),
         Mistake("one gamma for all channels", f"the first channel's γ scales all; {OWN}", gamma_along="none"),
