@@ -175,7 +175,6 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         parts = x.chunk(2) if n % 2 == 0 else (x,)
         return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
-        affine["order"] = "γ then β" if affine["order"] in ("γ on x", "β divided") else affine["order"]
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs)
         return scaled(y.reshape(x.shape), gamma, beta, **affine)
