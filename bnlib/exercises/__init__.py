@@ -96,18 +96,13 @@ class Overview:
 
     def __repr__(self):
         if len(self.exercises) == 1:
-            return "\n".join([f"{self.exercises[0].name}", self.exercises[0].signature, self.exercises[0].asks])
+            return "\n".join([self.exercises[0].name, self.exercises[0].signature, self.exercises[0].asks])
         return "\n".join(f"{lesson}  {state:<9} {name:<17} {asks}" for lesson, name, state, _, asks in self._rows())
 
     def _repr_html_(self):
-        heads = "".join(
-            f'<th scope="col" style="text-align: left">{head}</th>' for head in ("lesson", "exercise", "state", "task")
-        )
-        body = "".join(
-            "<tr>" + "".join(f'<td style="text-align: left">{cell}</td>' for cell in cells) + "</tr>"
-            for cells in (
-                (lesson, f"<code>{escape(signature)}</code>", state, escape(asks))
-                for lesson, _, state, signature, asks in self._rows()
-            )
-        )
-        return f"<table><tr>{heads}</tr>{body}</table>"
+        left = 'style="text-align: left"'
+        html = "".join(f'<th scope="col" {left}>{head}</th>' for head in ("lesson", "exercise", "state", "task"))
+        for lesson, _, state, signature, asks in self._rows():
+            cells = lesson, f"<code>{escape(signature)}</code>", state, escape(asks)
+            html += "</tr><tr>" + "".join(f"<td {left}>{cell}</td>" for cell in cells)
+        return f"<table><tr>{html}</tr></table>"

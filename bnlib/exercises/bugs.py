@@ -275,21 +275,20 @@ class SpotTheBug:
             return refused(self, [Mistake("no such layer", cause)])
         looks = {letter: self.look(BUGS[letter], answer) for letter, answer in given.items()}
         lines = "\n".join(f"{letter}: {words}" for letter, (_, words) in looks.items())
-        results = {letter: result for letter, (result, _) in looks.items()}
-        if not results or None in results.values():
+        wrong = [letter for letter, (right, _) in looks.items() if not right]
+        if not looks or any(right is None for right, _ in looks.values()):
             return Verdict(self.name, False, lines or self.asks, answered=False)
-        if all(results.values()):
+        if not wrong:
             return Verdict(self.name, True, lines)
-        wrong = next(letter for letter in results if not results[letter])
-        shown = LAYER.judge(BUGS[wrong].layer)
-        names = (f"another bug in layer {wrong}",)
+        shown, names = LAYER.judge(BUGS[wrong[0]].layer), (f"another bug in layer {wrong[0]}",)
         return replace(shown, exercise=self.name, ok=False, diagnosis=lines, mistakes=names)
 
     def look(self, bug, answer):
         """Return (True, False or None for no answer, what to say) of one answer."""
         if answer is None or answer is ... or not str(answer).strip():
             return None, "not answered yet"
-        names = meant(str(answer))
+        words = " ".join(str(answer).lower().split())  # a name means itself alone, other words what they may mean
+        names = {words} & PATTERNS.keys() or {name for name, pattern in PATTERNS.items() if re.search(pattern, words)}
         if names == {bug.answer}:
             return True, f"right, {bug.answer}: {CAUSE[bug.answer]}"
         if len(names) > 1:
@@ -298,12 +297,6 @@ class SpotTheBug:
             return False, f"{str(answer)!r} is none of the names: {'; '.join(bug.choices)}"
         (name,) = names
         return False, f"not “{name}”. That would be: {CAUSE[name]}. It is not so here"
-
-
-def meant(answer):
-    """Return the names of the bugs that an answer in words may mean: its own name alone, if it is one."""
-    words = " ".join(answer.lower().split())
-    return {words} & PATTERNS.keys() or {name for name, pattern in PATTERNS.items() if re.search(pattern, words)}
 
 
 SPOT_THE_BUG = SpotTheBug()

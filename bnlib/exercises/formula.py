@@ -123,9 +123,9 @@ def normalise(
     spread="root",  # what it is divided by
     place="inside",  # where ε stands
     fixed=None,  # the ε that is always used
-    order="γ then β",  # what γ and β do
-    gamma_along=1,  # the axis that γ lies along
-    beta_along=1,  # the axis that β lies along
+    order="γ then β",  # what γ and β do: "before" the rest, "neither", "γ on x", "β divided", or a function of y, γ, β
+    gamma_along=1,  # the axis that γ lies along, "none" for the first channel's γ alone
+    beta_along=1,  # the same for β
     detached="",  # which terms the gradient does not pass
     looped="C",  # "N" for a loop over the images' count that should be over the channels'
     **knobs,
@@ -175,11 +175,10 @@ def rearranged(x, eps, gamma, beta, how, knobs, affine):
         parts = x.chunk(2) if n % 2 == 0 else (x,)
         return torch.cat([normalise(part, eps, gamma, beta, **knobs, **affine) for part in parts])
     if how == "groups":
-        affine["order"] = "γ then β" if affine["order"] in ("γ on x", "β divided") else affine["order"]
         groups = x.reshape(n, -1, max(c // 2, 1), *x.shape[2:])
         y = normalise(groups, eps, over=tuple(range(2, groups.dim())), **knobs)
         return scaled(y.reshape(x.shape), gamma, beta, **affine)
-    affine |= {"gamma_along": 1, "beta_along": 1}
+    affine |= {name: 1 for name in ("gamma_along", "beta_along") if affine[name] != "none"}
     y = normalise(cut(x, how), eps, gamma, beta, **knobs, **affine)
     return (y.T if "C, -1" in how else y).reshape(x.shape)
 
@@ -213,28 +212,13 @@ def divided(y, var, eps, spread, place):
 
 
 def scaled(y, gamma, beta, order, gamma_along, beta_along, detached):
-    """Return y · γ + β, bent by the knobs; y itself if there is no γ."""
-    if gamma is None:
+    """Return y · γ + β, or order(y, γ, β) if that is a function; y itself if there is no γ, or neither is used."""
+    if gamma is None or order == "neither":
         return y
 
-    def along(vector, axis):
-        return vector.view([-1 if d == axis % y.dim() else 1 for d in range(y.dim())])
+    def along(name, vector, axis):
+        vector = vector.detach() if name in detached else vector
+        return vector[0] if axis == "none" else vector.view([-1 if d == axis % y.dim() else 1 for d in range(y.dim())])
 
-    gamma = along(gamma.detach() if "gamma" in detached else gamma, gamma_along)
-    beta = along(beta.detach() if "beta" in detached else beta, beta_along)
-    return {
-        "γ then β": lambda: y * gamma + beta,
-        "β then γ": lambda: (y + beta) * gamma,
-        "swapped": lambda: y * beta + gamma,
-        "no γ": lambda: y + beta,
-        "no β": lambda: y * gamma,
-        "neither": lambda: y,
-        "minus β": lambda: y * gamma - beta,
-        "divided by γ": lambda: y / gamma + beta,
-        "1 + γ": lambda: y * (1 + gamma) + beta,
-        "γ added": lambda: y + gamma + beta,
-        "γ squared": lambda: y * gamma**2 + beta,
-        "one γ": lambda: y * gamma.flatten()[0] + beta,
-        "one β": lambda: y * gamma + beta.flatten()[0],
-        "one of each": lambda: y * gamma.flatten()[0] + beta.flatten()[0],
-    }[order]()
+    gamma, beta = along("gamma", gamma, gamma_along), along("beta", beta, beta_along)
+    return order(y, gamma, beta) if callable(order) else y * gamma + beta

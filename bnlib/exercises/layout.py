@@ -2,11 +2,11 @@
 
 import torch
 
-from .formula import EPSILONS, GRADES, batch, divided, drawn_batches
+from .formula import EPSILONS, GRADES, batch, divided, drawn_batches, normalise
 from .judge import Case, Exercise, Mistake
 from .mistakes import FIXED, NOT_CENTRED, SQUARES, WRONG_AXES
 from .reading import Place
-from .statistics import BY_HAND, DRAWN_ROWS, channel_statistics
+from .statistics import CHANNEL_STATS, DRAWN_ROWS, channel_statistics
 
 # ---- as_2d
 
@@ -18,12 +18,6 @@ def as_2d(x, *, how=("NLC", -1, "C")):
     order, *shape = how
     sizes = dict(zip("NCL", x.shape, strict=True))
     return x.permute(["NCL".index(axis) for axis in order]).reshape([sizes.get(size, size) for size in shape])
-
-
-def standardized(x):
-    """Return x (N, C, L) as rows (N·L, C), already normalised."""
-    rows = as_2d(x)
-    return (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
 
 
 LAST = "bring the channels to the last axis, x.permute(0, 2, 1), then reshape(-1, C)"
@@ -75,7 +69,11 @@ LAYOUTS = (
     ),
     Mistake("one sample only", f"one sample is left; {LOST}", how=lambda x: x[0].T),
     Mistake("channels in another order", "a column is a channel, but not that of x", how=lambda x: as_2d(x).flip(1)),
-    Mistake("already normalised", "the numbers are normalised; only their layout is asked for", how=standardized),
+    Mistake(
+        "already normalised",
+        "the numbers are normalised; only their layout is asked for",
+        how=lambda x: normalise(as_2d(x)),
+    ),
 )
 
 
@@ -97,9 +95,7 @@ AS_2D = Exercise(
     formula=as_2d,
     mistakes=LAYOUTS,
     cases=(
-        Case({"x": BY_HAND}),
-        Case({"x": batch((3, 4, 5), 1)}),
-        Case({"x": batch((4, 2, 3), 2, dtype=torch.float64)}),
+        *CHANNEL_STATS.cases[:3],
         Case({"x": batch((3, 3, 3), 3)}, "N, C and L are equal"),
         Case({"x": batch((2, 4, 2), 4)}),
     ),

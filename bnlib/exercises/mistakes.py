@@ -279,9 +279,9 @@ OTHER = Mistake(
 FORMULA, OWN = "y = x̂ · γ + β", "each has its own"
 
 
-def affine(name, cause, order):
+def affine(name, cause, order, rule=FORMULA):
     """Return the entry of another use of γ and β."""
-    return Mistake(name, f"{cause}; {FORMULA}", order=order)
+    return Mistake(name, f"{cause}; {rule}", order=order)
 
 
 def along_wrong_axes(axes, hint):
@@ -298,21 +298,25 @@ def along_wrong_axes(axes, hint):
 
 
 AFFINE = (
-    affine("gamma and beta swapped", "γ shifts and β scales", "swapped"),
-    affine("gamma forgotten", "γ is never used", "no γ"),
-    affine("beta forgotten", "β is never used", "no β"),
+    affine("gamma and beta swapped", "γ shifts and β scales", lambda y, g, b: y * b + g),
+    affine("gamma forgotten", "γ is never used", lambda y, g, b: y + b),
+    affine("beta forgotten", "β is never used", lambda y, g, b: y * g),
     affine("gamma and beta forgotten", "neither γ nor β is used", "neither"),
-    affine("beta before gamma", "β is added first, (x̂ + β) · γ, so that γ scales β too", "β then γ"),
+    affine("beta before gamma", "β is added first, (x̂ + β) · γ, so that γ scales β too", lambda y, g, b: (y + b) * g),
     *along_wrong_axes({"W": 3, "H": 2, "N": 0}, "broadcasting lines up the last axes; use `.view(1, -1, 1, 1)`"),
     *rarely(
-        affine("beta subtracted", "β is subtracted", "minus β"),
-        affine("divided by gamma", "x̂ is divided by γ", "divided by γ"),
-        Mistake("one plus gamma", f"1 + γ multiplies; {FORMULA}, where γ starts at 1", order="1 + γ"),
-        affine("gamma added", "γ is added", "γ added"),
-        affine("gamma twice", "γ multiplies twice", "γ squared"),
-        Mistake("one gamma for all channels", f"the first channel's γ scales all; {OWN}", order="one γ"),
-        Mistake("one beta for all channels", f"the first channel's β shifts all; {OWN}", order="one β"),
-        Mistake("one gamma and beta for all channels", f"γ and β are the first channel's; {OWN}", order="one of each"),
+        affine("beta subtracted", "β is subtracted", lambda y, g, b: y * g - b),
+        affine("divided by gamma", "x̂ is divided by γ", lambda y, g, b: y / g + b),
+        affine("one plus gamma", "1 + γ multiplies", lambda y, g, b: y + y * g + b, f"{FORMULA}, where γ starts at 1"),
+        affine("gamma added", "γ is added", lambda y, g, b: y + g + b),
+        affine("gamma twice", "γ multiplies twice", lambda y, g, b: y * g**2 + b),
+        Mistake("one gamma for all channels", f"the first channel's γ scales all; {OWN}", gamma_along="none"),
+        Mistake("one beta for all channels", f"the first channel's β shifts all; {OWN}", beta_along="none"),
+        Mistake(
+            "one gamma and beta for all channels",
+            f"γ and β are the first channel's; {OWN}",
+            **dict.fromkeys(("gamma_along", "beta_along"), "none"),
+        ),
     ),
     detached("gamma", "no gradient reaches γ, it cannot be learned", "gamma"),
     detached("beta", "no gradient reaches β, it cannot be learned", "beta"),

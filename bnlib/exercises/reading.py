@@ -1,5 +1,6 @@
 """Where an exercise stands in the course, and which section explains a mistake."""
 
+import re
 from typing import NamedTuple
 
 LESSONS = {
@@ -13,9 +14,8 @@ LESSONS = {
     8: "08_many_machines",
     9: "09_in_production",
 }
-READ = (  # (a word in a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
-    ("dgamma", 6, "dβ and dγ"),
-    ("dbeta", 6, "dβ and dγ"),
+READ = (  # (pattern of a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+    ("dgamma|dbeta", 6, "dβ and dγ"),
     ("gamma", 6, "Three paths to x"),
     ("epsilon", 6, "What BN lets through"),
     ("n − 1", 6, "Three paths to x"),
@@ -23,26 +23,18 @@ READ = (  # (a word in a mistake's name, the lesson and section that explain it)
     ("epsilon", 1, "Standardise"),
     ("gradient", 2, "The gradient goes through the mean and the variance"),
     ("squares minus", 3, "Why two trips for the variance?"),
-    ("biased", 3, "Two variances"),
-    ("n − 1", 3, "Two variances"),
-    ("correction", 3, "Two variances"),
-    ("biased", 1, "The mean and the spread of each subject"),
-    ("n − 1", 1, "The mean and the spread of each subject"),
-    ("momentum", 3, "Momentum"),
-    ("share", 3, "Momentum"),
+    ("biased|n − 1|correction", 3, "Two variances"),
+    ("biased|n − 1", 1, "The mean and the spread of each subject"),
+    ("momentum|share", 3, "Momentum"),
     ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
-    ("attributes", 4, "Bug 2: the moving statistics are plain attributes"),
-    ("saved", 4, "Bug 2: the moving statistics are plain attributes"),
+    ("attributes|saved", 4, "Bug 2: the moving statistics are plain attributes"),
     ("shaped", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),
     ("one value", 2, "What it refuses, and what the message means"),
     ("does not start", 1, "What the layer remembers"),
-    ("training uses", 4, "Two modes, and three ways not to freeze"),
-    ("evaluation", 4, "Two modes, and three ways not to freeze"),
-    ("in eval", 4, "Two modes, and three ways not to freeze"),
+    ("training uses|evaluation|in eval", 4, "Two modes, and three ways not to freeze"),
     ("reshaped", 4, "A pixel is a sample, a channel is a feature"),
     ("wrong axis", 4, "The loops in one line"),
-    ("gamma", 1, "γ and β: what the head teacher wishes"),
-    ("beta", 1, "γ and β: what the head teacher wishes"),
+    ("gamma|beta", 1, "γ and β: what the head teacher wishes"),
 )
 
 
@@ -59,8 +51,8 @@ class Place(NamedTuple):
 
     def again(self, mistake):
         """Return the place that explains the mistake of this name: never in a lesson that is still to come."""
-        places = (Place(lesson, section) for word, lesson, section in READ if word in mistake and lesson <= self.lesson)
-        return next(places, self)
+        told = (Place(lesson, section) for name, lesson, section in READ if re.search(name, mistake))
+        return next((place for place in told if place.lesson <= self.lesson), self)
 
     def __str__(self):
         return f"lesson {self.lesson:02d}, “{self.section}”"

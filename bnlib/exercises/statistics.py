@@ -79,7 +79,6 @@ MISTAKES = (
 )
 
 
-BY_HAND = torch.arange(12.0).reshape(2, 2, 3)  # lesson 02's example
 DRAWN_ROWS = drawn_batches(lambda x, _: Case({"x": x}), (2, 3, 4, 5), (1, 2, 3, 4), (1, 2, 3, 4))
 CHANNEL_STATS = Exercise(
     name="channel_stats",
@@ -89,7 +88,7 @@ CHANNEL_STATS = Exercise(
     formula=channel_stats,
     mistakes=MISTAKES,
     cases=(
-        Case({"x": BY_HAND}),
+        Case({"x": torch.arange(12.0).reshape(2, 2, 3)}),  # lesson 02's example
         Case({"x": batch((3, 4, 5), 1)}),
         Case({"x": batch((4, 2, 3), 2, dtype=torch.float64)}),
         Case({"x": batch((3, 3, 3), 3, mean=2.0)}),

@@ -108,8 +108,7 @@ def read(value, names, wanted, dtype):
     outputs = []
     for name, part, target in zip(names, value if many else (value,), wanted, strict=True):
         if part is None:
-            odd.append(Mistake(TYPE, f"{name} is None; expected a tensor of shape {tuple(target.shape)}"))
-            return (), tuple(odd)
+            return (), (*odd, Mistake(TYPE, f"{name} is None; expected a tensor of shape {tuple(target.shape)}"))
         if not isinstance(part, torch.Tensor):
             odd.append(Mistake(TYPE, f"{name} is {describe(part)}; expected a tensor of shape {tuple(target.shape)}"))
             try:
@@ -117,8 +116,8 @@ def read(value, names, wanted, dtype):
             except (TypeError, ValueError, RuntimeError):
                 return (), tuple(odd)
         if part.is_complex() or part.layout != torch.strided:
-            odd.append(Mistake(TYPE, f"{name} is {describe(part)}; expected an ordinary tensor of real numbers"))
-            return (), tuple(odd)
+            cause = f"{name} is {describe(part)}; expected an ordinary tensor of real numbers"
+            return (), (*odd, Mistake(TYPE, cause))
         if part.dtype != dtype:
             cause = (
                 f"{name} is {short(part.dtype)} for an input of {short(dtype)}: keep the input's dtype, "

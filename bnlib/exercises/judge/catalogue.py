@@ -81,8 +81,9 @@ class Case:
         return next(iter(self.tensors.values()))
 
     def fresh(self, tracked=(), change=torch.clone):
-        """Return the arguments anew, tensors through `change`, and the leaves of those whose gradient is tracked."""
-        arguments = {name: change(value) if name in self.tensors else value for name, value in self.arguments.items()}
+        """Return the arguments anew, their real numbers through `change`, and the leaves of the tracked ones."""
+        anew = {name: (change(x) if x.is_floating_point() else x).clone() for name, x in self.tensors.items()}
+        arguments = self.arguments | anew
         leaves = {name: arguments[name].requires_grad_() for name in tracked}
         # what is passed on is no leaf, so that in-place operations run and can be named
         return arguments | {name: leaf.clone() for name, leaf in leaves.items()}, leaves

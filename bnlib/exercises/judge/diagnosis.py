@@ -57,9 +57,7 @@ def diagnosed(exercise, seen):
         if values is not None:
             named[odd.name] = odd
     if values is None:
-        values = at_times(exercise, seen, wrong) or in_part(exercise, sets)
-    if values is None:
-        values = unexplained(exercise, seen, wrong, bool(named))
+        values = at_times(exercise, seen, wrong) or in_part(exercise, sets) or unexplained(exercise, seen, wrong, named)
     found = [*named.values(), *values]
     raised = [case for case in wrong if seen[case].trouble]
     if raised and RAISES not in [mistake.name for mistake in found]:
@@ -97,10 +95,7 @@ def breaks_down(exercise, case, bends):
 
 def united(sets):
     """Return the bends of several results as one set."""
-    bends = []
-    for bend in (bend for found in sets for bend in found or ()):
-        bends += [bend] if bend.knobs not in [other.knobs for other in bends] else []
-    return tuple(bends)
+    return tuple({frozenset(bend.knobs.items()): bend for found in sets for bend in found or ()}.values())
 
 
 def in_part(exercise, sets):

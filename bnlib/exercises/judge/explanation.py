@@ -50,7 +50,6 @@ class Explainer:
         self.picks = tuple(range(len(exercise.results))) if picks is None else picks
         self.bends = value_bends(exercise)
         self.known = frozenset(self.bends)
-        self.fits = [mistake for mistake in exercise.mistakes if mistake.free or mistake.fit]
         fixed = [case for case in exercise.cases[1:] if case in calm] or list(calm)
         wrong = [case for case in calm if not self.agrees((), case)]
         self.case, other = fixed[0], next((case for case in wrong if case is not fixed[0]), fixed[-1])
@@ -171,7 +170,7 @@ class Explainer:
 
         numbers  whether to solve for numbers, too, which takes longer than what an exercise fits by itself
         """
-        fits = [mistake for mistake in self.fits if mistake.fit or numbers]
+        fits = [mistake for mistake in self.exercise.mistakes if mistake.fit or (numbers and mistake.free)]
         fewest_rare = sorted(beam, key=lambda bends: sum(bend.mistake.rare for bend in bends))
         return self.match(more for bends in fewest_rare for more in self.with_found_knobs(bends, fits))
 

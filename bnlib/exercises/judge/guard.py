@@ -108,11 +108,6 @@ def stop(worker):
         worker.join(0.02)
 
 
-SEEDS = (  # (read, write)
-    (torch.get_rng_state, torch.set_rng_state),
-    (random.getstate, random.setstate),
-    (np.random.get_state, np.random.set_state),
-)
 SWITCHES = (  # (read, write), written back only where they differ: some are slow to write
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -126,18 +121,16 @@ SWITCHES = (  # (read, write), written back only where they differ: some are slo
 @contextlib.contextmanager
 def global_state_kept():
     """Put seeds, default dtype, grad mode and torch's other global switches back as they were."""
-    seeds, switches = [read() for read, _ in SEEDS], [read() for read, _ in SWITCHES]
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    of_python, of_numpy, switches = random.getstate(), np.random.get_state(), [read() for read, _ in SWITCHES]
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+            yield
     finally:
-        for (_, write), value in zip(SEEDS, seeds, strict=True):
-            write(value)
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
         for (read, write), value in zip(SWITCHES, switches, strict=True):
             if read() != value:
                 write(value)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
 
 
 @contextlib.contextmanager
@@ -177,6 +170,10 @@ def holds_dots(value) -> bool:
     return value is ... or (isinstance(value, (tuple, list)) and any(part is ... for part in value))
 
 
+OURS, PYTHONS = (re.escape(str(folder)) for folder in (Path(__file__).parents[2], Path(threading.__file__).parent))
+NOT_THE_READERS = re.compile(f"^({OURS}|{PYTHONS}|<frozen|<__array)|site-packages|dist-packages")  # a frame's file
+
+
 def what_was_raised(error):
     """Return the Trouble for an exception, with the last of the reader's own lines that it passed through."""
     steps = [error.__traceback__]
@@ -191,21 +188,9 @@ def what_was_raised(error):
     places = [(step.tb_frame.f_code.co_filename, step.tb_lineno) for step in steps]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
-    own = [place for place in places if is_readers(place[0])]
     line = ""
-    if own:
-        file, number = own[-1]
+    for file, number in [place for place in places if not NOT_THE_READERS.search(place[0])][-1:]:
         cell = "ipykernel_" in file or file.startswith("<")
         source = linecache.getline(file, number).strip()
         line = f"line {number} of {'your cell' if cell else Path(file).name}" + (f": {source}" if source else "")
     return Trouble("raised", f"{type(error).__name__}: {text}" if text else type(error).__name__, line)
-
-
-OURS = str(Path(__file__).parents[2])
-STDLIB = str(Path(threading.__file__).parent)
-
-
-def is_readers(file):
-    """Return whether a frame's file is the reader's own: neither ours, nor an installed library's, nor Python's."""
-    installed = "site-packages" in file or "dist-packages" in file or file.startswith(("<frozen", "<__array"))
-    return not installed and not file.startswith((OURS, STDLIB))

@@ -37,8 +37,7 @@ def truth(exercise, case, bends=()):
         generator = torch.Generator().manual_seed(0)
 
         def shaken(tensor):
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            return tensor.double() * (1 + UNIT * noise) if tensor.is_floating_point() else tensor.clone()
+            return tensor.double() * (1 + UNIT * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
 
         def solved(change):
             arguments, leaves = case.fresh(exercise.tracked if case.smooth else (), change)
@@ -49,7 +48,7 @@ def truth(exercise, case, bends=()):
                 return None, {}
             return tuple(output.detach() for output in outputs), gradients(outputs, leaves, change) if leaves else {}
 
-        (outputs, slopes), *others = map(solved, (copied_to(torch.float64), shaken, copied_to(torch.float32)))
+        (outputs, slopes), *others = map(solved, (torch.Tensor.double, shaken, torch.Tensor.float))
 
         def slack(right, *moved):
             return 32 * (max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right))
@@ -124,11 +123,6 @@ def weights(output):
     """Return the fixed weights w of the loss (w · y).sum(): a plain sum would not see every mistake."""
     generator = torch.Generator().manual_seed(output.numel())
     return torch.randint(-3, 4, output.shape, generator=generator).to(output.dtype)
-
-
-def copied_to(dtype):
-    """Return what copies a tensor to this dtype, and one that holds no floating-point numbers as it is."""
-    return lambda tensor: tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
 
 def together(bends):

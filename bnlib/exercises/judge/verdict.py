@@ -101,7 +101,8 @@ class Verdict:
         box = f"border-left: 4px solid {GREEN if self.ok else colour}; padding: 0.2em 0.9em; max-width: 60em"
         line = '<p style="margin: 0.2em 0">{}</p>'
         html = [f'<div role="status" style="{box}">', line.format(f"<b>{escape(self.headline)}</b>")]
-        html += [line.format(code_set(text)) for text in self.diagnosis.split("\n")]
+        for text in self.diagnosis.split("\n"):  # what stands between backticks is set as code
+            html.append(line.format(re.sub("`(.+?)`", r"<code>\1</code>", escape(text))))
         if columns := self._columns():
             style = 'style="text-align: left; vertical-align: top; padding: 0.2em 0.9em"'
             heads = "".join(f'<th scope="col" {style}>{escape(head)}</th>' for head, _ in columns)
@@ -113,11 +114,6 @@ class Verdict:
             page = self.read.page
             html[-1] = html[-1].replace(page, f'<a href="{page}.ipynb">{page}</a>')
         return "\n".join([*html, "</div>"])
-
-
-def code_set(text):
-    """Return `text` as HTML, with what stands between backticks set as code."""
-    return re.sub("`(.+?)`", r"<code>\1</code>", escape(text))
 
 
 def numbers(value, digits=4, indent=0):
