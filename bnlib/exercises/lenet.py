@@ -82,13 +82,12 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
 
 # ---- what may lie between two layers
 
-OVER = (("", 1), (" over the batch", 0))
 OTHERS = "ReLU6, GELU, SiLU, ELU, SELU, Mish, softplus, softsign, log sigmoid, hard sigmoid, hard tanh, hard swish"
 ACTIVATIONS = {"sigmoid": torch.sigmoid, "ReLU": torch.relu, "tanh": torch.tanh}  # common ones first
-ACTIVATIONS |= {f"softmax{over}": partial(F.softmax, dim=axis) for over, axis in OVER}
-ACTIVATIONS |= {f"log softmax{over}": partial(F.log_softmax, dim=axis) for over, axis in OVER}
-ACTIVATIONS |= {"LeakyReLU": F.leaky_relu, "PReLU": partial(F.leaky_relu, negative_slope=0.25)}
-ACTIVATIONS |= {f"LeakyReLU of slope {slope}": partial(F.leaky_relu, negative_slope=slope) for slope in (0.1, 0.2)}
+for soft, over in product(("softmax", "log softmax"), ("", " over the batch")):
+    ACTIVATIONS[soft + over] = partial(getattr(F, soft.replace(" ", "_")), dim=0 if over else 1)
+SLOPES = {"LeakyReLU": 0.01, "PReLU": 0.25, "LeakyReLU of slope 0.1": 0.1, "LeakyReLU of slope 0.2": 0.2}
+ACTIVATIONS |= {name: partial(F.leaky_relu, negative_slope=slope) for name, slope in SLOPES.items()}
 ACTIVATIONS |= {name: getattr(F, name.lower().replace(" ", "")) for name in OTHERS.split(", ")}
 KINDS = {"max pooling": (F.max_pool2d, F.adaptive_max_pool2d), "average pooling": (F.avg_pool2d, F.adaptive_avg_pool2d)}
 POOLS = {kind: lambda x, side, pool=pool: pool(x, 2) for kind, (pool, _) in KINDS.items()}  # side: what x comes to

@@ -5,6 +5,7 @@ rest is book-keeping, looked at piece by piece. So a layer may have any number o
 """
 
 import copy
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
@@ -51,8 +52,12 @@ class Layer:
             return unanswered(self)
         fits = callable(attempt) and not isinstance(attempt, nn.Module)
         verdict = judged(self, attempt, RIGHT, fits, "Layer", "class")
-        if verdict.ok and fits_torch(attempt):
-            return replace(verdict, diagnosis=f"{RIGHT} Its state_dict fits torch.nn's, both ways.")
+        if verdict.ok:
+            with suppress(RuntimeError):  # of names or shapes that are not torch.nn's
+                ours, theirs = attempt(3), nn.BatchNorm2d(3)
+                theirs.load_state_dict(ours.state_dict())
+                ours.load_state_dict(theirs.state_dict())
+                return replace(verdict, diagnosis=f"{RIGHT} Its state_dict fits torch.nn's, both ways.")
         return verdict
 
     def examine(self, guard, attempt):
@@ -61,17 +66,6 @@ class Layer:
         examination.run()
         found = list(examination.found.values())
         return [mistake for mistake in found if mistake.name not in BESIDE_NONE] or found[:1], examination.evidence
-
-
-def fits_torch(make):
-    """Return whether a right layer's state_dict loads into torch.nn's layer, and the other way round."""
-    ours, theirs = make(3), nn.BatchNorm2d(3)
-    try:
-        theirs.load_state_dict(ours.state_dict())
-        ours.load_state_dict(theirs.state_dict())
-    except RuntimeError:
-        return False
-    return True
 
 
 class Examination:
@@ -279,7 +273,8 @@ class Examination:
 
         exercise, seen = self.observed(UPDATE, update)
         found, shown = d.diagnosed(exercise, seen)
-        if found and self.averages_all():
+        two = self.after((FIRST, True), (SECOND, True)) if found else None
+        if two and not differ({"running mean": torch.cat((FIRST, SECOND)).mean((0, 2, 3))}, two):  # both weigh the same
             found = [Mistake(m.CUMULATIVE, m.CAUSES[m.CUMULATIVE])]
         self.add(found, shown)
         after = {}
@@ -297,11 +292,6 @@ class Examination:
             if found:
                 return self.add(found, d.evidence(exercise, *next(iter(seen.items()))))
         return self.add(*d.diagnosed(exercise, seen))
-
-    def averages_all(self):
-        """Return whether two batches weigh the same in a new layer's running mean."""
-        after = self.after((FIRST, True), (SECOND, True))
-        return after and not differ({"running mean": torch.cat((FIRST, SECOND)).mean((0, 2, 3))}, after)
 
     def changes_later(self):
         """Return whether a layer does otherwise from its second training batch on."""

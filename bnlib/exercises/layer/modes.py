@@ -140,20 +140,17 @@ UPDATE = replace(
     cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
     drawn=None,
 )
-OF_BOTH_MODES = [(entry, [knobs for knobs in entry.variants if is_of_both_modes(knobs)]) for entry in TRAINING.mistakes]
+OF_BOTH_MODES = [
+    Mistake(entry.name, entry.cause + " (in eval())" * ("detached" in variants[0]), also=variants, free=entry.free)
+    for entry in TRAINING.mistakes
+    if (variants := [knobs for knobs in entry.variants if is_of_both_modes(knobs)])
+]
 EVALUATION = Exercise(
     name="layer",
     signature="",
     asks="",
     formula=evaluation_output,
-    mistakes=(
-        *EVALUATES,
-        *(
-            Mistake(entry.name, entry.cause + " (in eval())" * ("detached" in knobs[0]), also=knobs, free=entry.free)
-            for entry, knobs in OF_BOTH_MODES
-            if knobs
-        ),
-    ),
+    mistakes=(*EVALUATES, *OF_BOTH_MODES),
     cases=(
         evaluation_case(2, 2, 1, 2, seed=0),
         evaluation_case(3, 4, 2, 5, seed=1),
