@@ -19,7 +19,7 @@ lab: .venv/.lab  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(ROOT_FLAG) $(LAB)
 
 test: .venv/.dev  ## run every test: unit, property, notebooks, browser; images without a network unless BNLIB_DATA is set
-	BNLIB_OFFLINE=1 $(PARALLEL) --dist loadfile --no-loadscope-reorder $(NBVAL) tests notebooks
+	BNLIB_OFFLINE=1 $(PARALLEL) --dist loadfile --no-loadscope-reorder $(NBVAL) notebooks tests
 
 stress: .venv/.dev .venv/.site  ## run lessons, explorers and layers under what no reader should have to suffer
 	BNLIB_STRESS=1 $(PARALLEL) --ignore tests/stress/test_site.py tests/stress tests/test_properties.py

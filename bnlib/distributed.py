@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from datetime import timedelta
 from functools import partial
@@ -17,8 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.multiprocessing import spawn
+from torch import Tensor, multiprocessing, nn
 
 from .data import load_images
 from .functional import batch_norm, update_running
@@ -114,9 +114,12 @@ def run(worker, *args, processes=2, timeout=60) -> list:
     `ProcessRaisedException`, with the worker's traceback in it; if one is killed or aborts, `ProcessExitedException`
     names the signal. A process waits for the others `timeout` seconds at most.
     """
-    logging.getLogger(spawn.__module__).setLevel(logging.ERROR)  # that the others are ended, the exception says
+    logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # that the others are ended, the exception says
+    method = "forkserver" if sys.platform == "linux" else "spawn"  # a fork need not import torch again
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_join_and_work, (processes, folder, worker, args, timedelta(seconds=timeout)), nprocs=processes)
+        arguments = processes, folder, worker, args, timedelta(seconds=timeout)
+        multiprocessing.start_processes(_join_and_work, arguments, processes, start_method=method)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -100,7 +100,7 @@ def constant(case):
 
 GROUP_NORM = Exercise(
     name="group_norm",
-    place=Place(7, "Group norm"),
+    place=Place(7, "One function, every norm"),
     signature="group_norm(x (N, C, H, W), groups, gamma (C,), beta (C,), eps) -> y (N, C, H, W)",
     asks="Normalise each image's groups of C / groups neighbouring channels with their own mean and biased variance, ε "
     "inside the root; then multiply by γ and add β, one of each a channel.",
@@ -271,7 +271,7 @@ def drawn_sequences(n, c, length, pad, scale, eps, dtype, seed):
 
 MASKED_BATCH_NORM = Exercise(
     name="masked_batch_norm",
-    place=Place(7, "Masked batch norm"),
+    place=Place(7, "Padding"),
     signature="masked_batch_norm(x (N, C, L), mask (N, L), gamma (C,), beta (C,), eps) -> y (N, C, L)",
     asks="Batch norm in training of the positions where the mask is True: mean and biased variance per channel of them "
     "alone, ε inside the root, γ and β; the other positions become 0.",
@@ -424,7 +424,7 @@ def drawn_tokens(n, length, c, scale, eps, dtype, seed):
 
 RMS_NORM = Exercise(
     name="rms_norm",
-    place=Place(7, "RMS norm"),
+    place=Place(7, "In transformers: layer norm and RMS norm"),
     signature="rms_norm(x (N, L, C), gamma (C,), eps) -> y (N, L, C)",
     asks="Divide each token, the C numbers of one position, by the root of its mean square plus ε; then multiply by γ.",
     formula=rms_norm,
@@ -467,7 +467,7 @@ class Axes:
     """The exercise: `judge(answers)` takes {name of the norm: the axes it averages over} for some or all norms."""
 
     name = "axes"
-    place = Place(7, "Which axes?")
+    place = Place(7, "One function, every norm")
     signature = 'axes = {"batch": (...), "layer": (...), "instance": (...), "group": (...)}'
     asks = (
         "Over which axes of (N, C, H, W) do batch, layer and instance norm average, and group norm over which of "
@@ -516,7 +516,8 @@ class Axes:
         if kept_axes == AXES[name]:
             return f"{name}: the axes that stay", f"{dims} are those that are kept; asked for are those averaged away"
         means = f"a mean for each {' and '.join(kept)}" if kept else "one mean for all"
-        return f"{name}: other axes", f"{dims} give {means}; in {name} norm {WHY[name]}"
+        give = "give" if len(dims) > 1 else "gives"
+        return f"{name}: other axes", f"{dims} {give} {means}; in {name} norm {WHY[name]}"
 
 
 AXES_QUIZ = Axes()

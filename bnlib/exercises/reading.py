@@ -14,11 +14,14 @@ LESSONS = {
     8: "08_many_machines",
     9: "09_in_production",
 }
-READ = (  # (pattern of a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+READ_BACKWARD = (  # for the exercises of lesson 6, before all others
     ("dgamma|dbeta", 6, "dβ and dγ"),
     ("gamma", 6, "Three paths to x"),
     ("epsilon", 6, "What BN lets through"),
     ("n − 1", 6, "Three paths to x"),
+)
+READ = (  # (pattern of a mistake's name, the lesson and section that explain it); where none fits, the exercise's own
+    ("padding", 7, "Padding"),
     ("epsilon", 4, "ε inside the root"),
     ("epsilon", 1, "Standardise"),
     ("gradient", 2, "The gradient goes through the mean and the variance"),
@@ -51,7 +54,8 @@ class Place(NamedTuple):
 
     def again(self, mistake):
         """Return the place that explains the mistake of this name: never in a lesson that is still to come."""
-        told = (Place(lesson, section) for name, lesson, section in READ if re.search(name, mistake))
+        rows = READ_BACKWARD * (self.lesson == 6) + READ
+        told = (Place(lesson, section) for name, lesson, section in rows if re.search(name, mistake))
         return next((place for place in told if place.lesson <= self.lesson), self)
 
     def __str__(self):
