@@ -74,9 +74,7 @@ WATCH = """([root, picture]) => {
         setTimeout(() => { over = true; resolve(null); }, 5000);
     });
 }"""
-
-
-# milliseconds from a slider's last new value to the last new picture or text that follows; 0 if all came before
+# when a slider had its last new value, and when its last new picture or text was shown; 0 for never
 DRAGGED = """([root, handle]) => {
     window.moved = window.shown = 0;
     const later = () => requestAnimationFrame(() => { window.shown = performance.now(); });
@@ -120,7 +118,10 @@ def drag(page, root, slider):
         time.sleep(max(0, start + DRAG * step / STEPS - time.perf_counter()))
     page.mouse.up()
     page.wait_for_timeout(1000)
-    return max(0, page.evaluate("window.shown - window.moved"))
+    moved, shown = page.evaluate("[window.moved, window.shown]")
+    if not (moved and shown):
+        raise RuntimeError("a drag moved nothing, or nothing was shown")
+    return max(0, shown - moved)
 
 
 def ratios(page, floor, root, slider):

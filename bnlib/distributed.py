@@ -112,7 +112,8 @@ def run(worker, *args, processes=2, timeout=60) -> list:
     `worker` must be importable (a function of a module, not of a notebook) and return tensors, or lists, tuples and
     dictionaries of them. An exception in a worker ends all processes and is raised here as torch's
     `ProcessRaisedException`, with the worker's traceback in it; if one is killed or aborts, `ProcessExitedException`
-    names the signal. A process waits for the others `timeout` seconds at most.
+    names the signal. A process waits for the others `timeout` seconds at most. On
+    Linux all come from one that the first `run` starts: what enters `os.environ` later they do not see.
     """
     logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # that the others are ended, the exception says
     method = "forkserver" if sys.platform == "linux" else "spawn"  # a fork need not import torch again
