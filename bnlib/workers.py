@@ -136,9 +136,11 @@ def split(model: nn.Module, machines: int) -> nn.Module:
         def forward(x, layer=layer):
             if not layer.training:
                 return type(layer).forward(layer, x)
-            first, *others = x.chunk(machines)
-            parts = [batch_norm(part, None, None, layer.weight, layer.bias, True, eps=layer.eps) for part in others]
-            return torch.cat([type(layer).forward(layer, first), *parts])
+            parts = x.unflatten(0, (machines, -1))
+            first, others = type(layer).forward(layer, parts[0]), parts[1:].movedim(1, 0)  # (n, machines - 1, C, *)
+            affine = layer.weight.repeat(machines - 1), layer.bias.repeat(machines - 1)
+            apart = batch_norm(others.flatten(1, 2), None, None, *affine, True, eps=layer.eps)  # as other channels
+            return torch.cat([first[None], apart.view(others.shape).movedim(0, 1)]).flatten(0, 1)
 
         layer.forward = forward
     return model
