@@ -65,7 +65,8 @@ def changed(before, after):
 
 def outputs(model, x):
     """Return all tensors that the model gives for x, its chance set to the same place each time."""
-    torch.manual_seed(0)
+    # torch.manual_seed notes down the way to it for each kind of device that might come
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(0)
     out = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple | list) else model(x)
     if hasattr(out, "__dict__") and not isinstance(out, Tensor | dict | tuple | list):
         return tensors(list(vars(out).values()))  # an output object, such as a dataclass

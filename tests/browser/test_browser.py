@@ -18,14 +18,15 @@ every_lesson = pytest.mark.parametrize("notebook", LESSONS, indirect=True, scope
 
 
 def explorers(notebook):
-    """Return, for each explorer: its view in the browser, the code that made it, and a twin made here by that code."""
+    """Return, for each explorer: its view in the browser, and the code that made it."""
     cells = json.loads((NOTEBOOKS / f"{notebook.name}.ipynb").read_text())["cells"]
     source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     calls = re.findall(r"explore\.\w+\(.*\)", source)
-    return list(zip(notebook.explorers(), calls, map(twin, calls), strict=True))
+    return list(zip(notebook.explorers(), calls, strict=True))
 
 
-def twin(call):
+def twin_of(call):
+    """Return an explorer made here by the code that made the browser's."""
     try:
         return eval(call, {"explore": explore})
     except NameError:  # it takes what the lesson has computed before
@@ -57,7 +58,8 @@ def test_run_all_runs_every_cell_without_a_complaint(notebook):
 @every_lesson
 def test_every_slider_moves_picture_and_caption_to_what_bnlib_computes(notebook):
     wrong = []
-    for view, call, twin in explorers(notebook):
+    for view, call in explorers(notebook):
+        twin = twin_of(call)
         for i in view.live_sliders():
             for move in (view.press, view.drag):
                 before = view.state()
@@ -80,7 +82,8 @@ def test_every_slider_moves_picture_and_caption_to_what_bnlib_computes(notebook)
 @every_lesson
 def test_every_choice_and_button_does_what_bnlib_computes(notebook):
     wrong = []
-    for view, call, twin in explorers(notebook):
+    for view, call in explorers(notebook):
+        twin = twin_of(call)
         if twin is None:
             continue
         view.button("Reset").click()
@@ -100,7 +103,7 @@ def test_every_choice_and_button_does_what_bnlib_computes(notebook):
 
 @every_lesson
 def test_play_plays_until_it_is_paused(notebook):
-    for view, call, _ in explorers(notebook):
+    for view, call in explorers(notebook):
         for button in view.play_buttons():
             view.button("Reset").click()  # slowly enough to be paused before the end
             assert view.comes_to_rest()
@@ -154,7 +157,7 @@ def test_nothing_is_cut_off(notebook, width, theme):
     notebook.look(width, theme)
     SCREENSHOTS.mkdir(exist_ok=True)
     cut = []
-    for number, (view, call, _) in enumerate(explorers(notebook), 1):
+    for number, (view, call) in enumerate(explorers(notebook), 1):
         view.root.screenshot(path=SCREENSHOTS / f"{notebook.name}_{number}_{width}_{theme}.png")
         cut += [f"{call}: {what}" for what in view.cut_off()]
     assert cut == []
