@@ -17,7 +17,7 @@ html_css_files = ["site.css"]
 html_js_files = [("explorer.js", {"defer": "defer"})]
 html_copy_source = html_show_sourcelink = False
 html_math_renderer = "mathml"
-html_use_index = False
+html_use_index = html_show_copyright = False
 
 
 def setup(app):

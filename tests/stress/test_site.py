@@ -127,6 +127,15 @@ def test_no_page_is_wider_than_its_window_or_asks_another_host(site, address, br
     context.close()
 
 
+def test_on_a_phone_every_cure_is_in_view(site, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((site / "symptoms.html").as_uri())
+    ends = page.locator("table a").evaluate_all("links => links.map(link => link.getBoundingClientRect().right)")
+    assert len(ends) >= 35
+    assert max(ends) <= 390
+    page.close()
+
+
 def test_no_link_is_dead(site):
     dead = []
     for path in pages(site):
