@@ -4,10 +4,12 @@ import math
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import ClassVar, NamedTuple
 
 import torch
-from matplotlib.lines import Line2D
+from matplotlib.lines import TICKDOWN, Line2D
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,6 +23,8 @@ from .base import Explorer, button, choice, slider, stops
 EPOCHS = 10  # at most
 POINTS_PER_EPOCH = 20  # of the loss curve
 BINS = 60
+WIDE = [i / BINS for i in range(BINS + 1)]  # the bins' edges, in shares of the axis
+MOST_TICKS = 9
 COLUMNS = 0.33, 0.5, 0.58, 0.69, 0.86, 0.985  # right ends of the table's, shares of the picture's width
 PAUSE = 0.15  # seconds between two pictures of a training: it needs the processor, too
 NORMS = {"scratch": "our layer", "torch": "torch.nn's layer", "none": "no normalization"}
@@ -301,11 +305,17 @@ class InsideTheLayers(Explorer):
         figure.subplots_adjust(left=0.085, right=0.985, top=0.93, bottom=0.115, hspace=0.28)
         upper.set_title("Before")
         lower.set_title("After (with γ and β)")
-        lower.set_xlabel("activation")
-        self._axes = upper  # shares x with the lower
+        lower.set_xlabel("activation", labelpad=22)
+        # ticks that move: to have matplotlib draw other axes would take five times as long
+        below = lower.get_xaxis_transform()
+        self._marks = self.moves(lower.plot([], [], "k", marker=TICKDOWN, ls="none", transform=below, clip_on=False)[0])
+        self._numbers = [
+            self.moves(lower.text(0, -0.055, "", transform=below, ha="center", va="top", fontsize=12.5))
+            for _ in range(MOST_TICKS)
+        ]
         self._shapes = []
         for axes, color, hatch in ((upper, GREY, None), (lower, SKY, "//")):
-            axes.set(ylim=(0, 1.05), yticks=[], ylabel="how often")
+            axes.set(xlim=(0, 1), ylim=(0, 1.05), xticks=[], yticks=[], ylabel="how often")
             fill = axes.stairs([0], [0, 1], fill=True, color=color, alpha=0.5, hatch=hatch, label="all channels")
             line = axes.stairs([0], [0, 1], color=BLUE, linewidth=2, label="channel c")
             self._shapes.append((self.moves(fill), self.moves(line)))
@@ -322,12 +332,16 @@ class InsideTheLayers(Explorer):
             self._layer = layer
             low, high = self._range(layer)
             self._edges = torch.linspace(low, high, BINS + 1)
-            self._axes.set_xlim(low, high)
-            self.axes_moved()
+            ticks = [tick for tick in MaxNLocator(MOST_TICKS - 1).tick_values(low, high) if low <= tick <= high]
+            marks = [((tick - low) / (high - low), f"{tick:g}".replace("-", "−")) for tick in ticks]
+            self._marks.set_data([place for place, _ in marks], [0] * len(marks))
+            for number, (place, words) in zip_longest(self._numbers, marks, fillvalue=(0, "")):
+                number.set_x(place)
+                number.set_text(words)
         parts = []
         for side, (fill, line), when in zip(sides, self._shapes, ("Before", "After"), strict=True):
             for shape, values in ((fill, side), (line, side[channel])):
-                shape.set_data(frequencies(values, self._edges), self._edges.numpy())
+                shape.set_data(frequencies(values, self._edges), WIDE)
             parts.append(
                 f"{when}, its {len(side)} channels together have mean {side.mean():.3f} and standard deviation "
                 f"{side.std(correction=0):.3f}; channel {channel} has {side[channel].mean():.3f} and "
