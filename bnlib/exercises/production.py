@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .judge import Case, Exercise, Mistake, Verdict, drawn, rarely
-from .judge.answers import describe
+from .judge.answers import TYPE, describe
 from .judge.diagnosis import RAISES, Unanswered
 from .judge.guard import holds_dots
 from .judge.verdict import judged, refused, unanswered
@@ -137,16 +137,34 @@ FOLD = Exercise(
 
 
 def _network():
+    """Return a network with a past: neither its γ and β nor its statistics are those of a new one."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    model = nn.Sequential(
         *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)),
+        *(nn.Flatten(), nn.Dropout(0.0), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)),
     )
+    with torch.no_grad():
+        for name in _norms(model):
+            layer = model.get_submodule(name)
+            layer.weight.uniform_(0.5, 2)
+            layer.bias.normal_()
+        for _ in range(3):
+            model(_images() * 0.5)
+    return model
+
+
+def _images():
+    return torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3 + 2
+
+
+def _norms(model):
+    """Return {name: class} of the BN layers."""
+    return {name: type(m) for name, m in model.named_modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)}
 
 
 class Freeze:
-    """The exercise: `freeze(model)` is judged by what the network then does in a training step."""
+    """The exercise: `freeze(model)` is judged by what the network then does in both modes and in a training step."""
 
     name = "freeze"
     place = Place(9, "Freezing for fine-tuning")
@@ -164,70 +182,123 @@ class Freeze:
     def examine(self, guard, attempt):
         """Return (mistakes, no evidence)."""
         model = _network()
-        x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 3 + 2
-        with torch.no_grad():
-            for _ in range(3):  # a network with a past: its statistics are not those of a new one
-                model.train()(x * 0.5)
-        before = copy.deepcopy(model.state_dict())
-        returned, trouble = guard.call(attempt, model)
+        layers, before = _norms(model), copy.deepcopy(model.state_dict())
+        answers = model.eval()(_images()).detach()
+        returned, trouble = guard.call(attempt, model.train())
         if (trouble and trouble.kind == "unanswered") or holds_dots(returned):
             raise Unanswered
         if trouble:
             return [Mistake(RAISES, trouble.located)], {}
-        model = returned if isinstance(returned, nn.Module) else model
-        now = model.state_dict()
-        if before.keys() - now.keys():
-            return [
-                Mistake("layers lost", "the network no longer holds " + ", ".join(sorted(before.keys() - now.keys())))
-            ], {}
-        if any(not torch.equal(before[key], now[key]) for key in before):
-            return [
-                Mistake("statistics reset", "the numbers in state_dict() are not what they were before freezing")
-            ], {}
-        layers = [key.rsplit(".", 1)[0] for key in before if key.endswith("running_mean")]
-        for mode in ("as returned", "after model.train()"):
-            if mode != "as returned":
-                model.train()
-            old = copy.deepcopy(model.state_dict())
-            model(x)
-            moved = [
-                key
-                for key, value in model.state_dict().items()
-                if "running" in key and not torch.equal(old[key], value)
-            ]
-            model.load_state_dict(old)
-            if moved:
-                moving = {key.rsplit(".", 1)[0] for key in moved}
-                if still := [key for key in layers if key not in moving]:
-                    cause = (
-                        f"{', '.join(still)} stand still, {', '.join(sorted(moving))} still move: BatchNorm1d and "
-                        "BatchNorm2d both keep running statistics"
-                    )
-                    return [Mistake("not all layers frozen", cause)], {}
-                if mode == "as returned":
-                    cause = (
-                        f"{moved[0]} moves in the first step: `requires_grad=False` stops γ and β only, eval() it is"
-                    )
-                    return [Mistake("frozen, yet moving", cause)], {}
-                cause = "model.train() puts BN back into training: give it, or the model, a `train` of its own"
-                return [Mistake("undone by model.train()", cause)], {}
-            with torch.no_grad():
-                if not torch.allclose(model(x)[:1], model(torch.cat([x[:1], 5 * x[1:]]))[:1], atol=1e-4):
-                    cause = "the statistics stand still, but BN normalises with each batch's own"
-                    return [Mistake("batch statistics still used", cause)], {}
-        found = []
-        if not model.training:
-            found.append(
-                Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")
-            )
-        asleep = [
-            name for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.requires_grad
-        ]  # fmt: skip
-        if asleep:
-            cause = f"the weights of {', '.join(asleep)} no longer learn: freeze BN layers only"
-            found.append(Mistake("too much frozen", cause))
+        if not isinstance(returned, nn.Module | None):
+            return [Mistake(TYPE, f"it returns {describe(returned)}; expected the model")], {}
+        found, trouble = guard.call(_mistaken, model if returned is None else returned, layers, before, answers)
+        if trouble:
+            return [Mistake(RAISES, f"when the frozen network changes its mode or trains: {trouble.located}")], {}
         return found, {}
+
+
+def _mistaken(model, layers, before, answers):
+    """Return the mistakes in freezing `model`, by what it does.
+
+    layers   {name: class} of its BN layers before freezing; before: its state_dict() then
+    answers  what it gave for `_images()` in eval()
+    """
+    x, now = _images(), model.state_dict()
+    altered = [key for key in before if key in now and not torch.equal(before[key], now[key])]
+    if altered:
+        reset = any("running" in key or "tracked" in key for key in altered)
+        cause = f"{', '.join(altered)}: not what it was before freezing"
+        return [Mistake("statistics reset" if reset else "parameters changed", cause)]
+    for mode in ("as returned", "after model.train()"):
+        if mode != "as returned":
+            model.train()
+        old = copy.deepcopy(model.state_dict())
+        model(x)
+        moved = [
+            key for key, value in model.state_dict().items() if "running" in key and not torch.equal(old[key], value)
+        ]
+        model.load_state_dict(old)
+        moving = list(dict.fromkeys(key.rpartition(".")[0] for key in moved))
+        if still := [name for name in layers if moving and name not in moving]:
+            return [Mistake("not all layers frozen", _overlooked(layers, still, moving))]
+        if moving and mode == "as returned":
+            weight = getattr(model.get_submodule(moving[0]), "weight", None)
+            learns = weight is None or weight.requires_grad
+            remedy = "put each BN layer of the model you return into eval()"
+            cause = remedy if learns else "`requires_grad=False` stops γ and β only, eval() it is"
+            return [Mistake("frozen, yet moving", f"{moved[0]} moves in the first step: {cause}")]
+        if moving:
+            cause = "model.train() puts BN back into training: give each BN layer a `train` of its own"
+            return [Mistake("undone by model.train()", cause)]
+        with torch.no_grad():
+            if not torch.allclose(model(x)[:1], model(torch.cat([x[:1], 5 * x[1:]]))[:1], atol=1e-4):
+                cause = "the statistics stand still, but BN normalises with each batch's own: only eval() changes that"
+                return [Mistake("batch statistics still used", cause)]
+    found = []
+    if not model.training:
+        found.append(
+            Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")
+        )
+    elif asleep := _in_mode(model, layers, False):
+        cause = f"after model.train() {asleep[0]} is still in eval(): freeze BN layers only"
+        found.append(Mistake("too much frozen", cause))
+    found += _unlearned(model, x)
+    model.eval()
+    if awake := _in_mode(model, layers, True):
+        cause = f"after model.eval() {awake[0]} is still in train(): a `train` of the model's own passes the mode on"
+        found.append(Mistake("mode not passed on", cause))
+    elif not torch.allclose(model(x), answers, rtol=1e-3, atol=1e-4):
+        lost = sorted(before.keys() - now.keys())
+        said = "in eval() the network no longer answers as it did before freezing"
+        gone = f"; gone from it: {', '.join(lost)}" if lost else ""
+        found.append(Mistake("layers lost" if lost else "outputs changed", said + gone))
+    return found
+
+
+def _overlooked(layers, still, moving):
+    """Return in words which BN layers stand still, which move, and what they have in common."""
+    kinds = {layers[name] for name in moving}
+    if len(kinds) == 1 and kinds.isdisjoint(layers[name] for name in still):
+        hint = f"{kinds.pop().__name__} keeps running statistics, too"
+    elif all("." in name for name in moving):
+        hint = "what lies inside another module is found by `modules()`, not by `children()`"
+    else:
+        hint = "does the loop end early?"
+    stand, move = ("s" * (len(names) == 1) for names in (still, moving))
+    return f"{', '.join(still)} stand{stand} still, {', '.join(moving)} still move{move}: {hint}"
+
+
+def _in_mode(model, layers, training):
+    """Return names of the modules, BN layers left out, that are in training, or of those that are not; dropout first."""
+    found = [
+        f"{name} ({type(module).__name__})" if name else "the model"
+        for name, module in model.named_modules()
+        if module.training is training and not any(f"{name}.".startswith(f"{layer}.") for layer in layers)
+    ]
+    return sorted(found, key=lambda name: "Dropout" not in name)
+
+
+def _unlearned(model, x):
+    """Return the mistakes that keep convolutions and linear layers from learning."""
+    model.zero_grad()
+    y = model(x)
+    if y.requires_grad:
+        y.square().sum().backward()
+    weights = {
+        name: module.weight for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    asleep = [name for name, weight in weights.items() if not weight.requires_grad]
+    cut = [name for name, w in weights.items() if w.requires_grad and (w.grad is None or not w.grad.any())]
+    found = []
+    if asleep:
+        cause = f"the weights of {', '.join(asleep)} no longer learn: freeze BN layers only"
+        found.append(Mistake("too much frozen", cause))
+    if cut and not asleep:
+        cause = (
+            f"no gradient reaches the weights of {', '.join(cut)}: statistics are constants, what BN is given is not"
+        )
+        found.append(Mistake("gradient cut", cause))
+    return found
 
 
 # ---- what is wrong with this network?
