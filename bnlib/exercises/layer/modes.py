@@ -2,25 +2,19 @@
 
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 
 import torch
 
-from ..formula import batch, divided, normalise, scaled
+from ..formula import batch, normalise
 from ..judge import Case, Exercise, Mistake
-from ..mistakes import OTHER, UNCHANGED
+from ..mistakes import OTHER
 from ..normalise import BATCH_NORM, drawn_images, image_cases
 from ..statistics import RUNNING_STATS, fitted_momentum
 
-USUAL = dict(
-    centre="minus mean", spread="root", place="inside", order="γ then β", gamma_along=1, beta_along=1, detached=""
-)
 
-
-def evaluation_output(x, gamma, beta, running_mean, running_var, *, used="both", fixed=1e-5, **knobs):
+def evaluation_output(x, gamma, beta, running_mean, running_var, *, used="both", **knobs):
     """Return the layer's output in evaluation, bent by the knobs of `normalise`, or by which statistics are `used`."""
-    centre, spread, place, order, gamma_along, beta_along, detached = (USUAL | knobs).values()
-    if order == "before":
-        x, order = scaled(x, gamma, beta, "γ then β", gamma_along, beta_along, detached), "neither"
     n = x.numel() / x.shape[1]
     mean, var = {
         "both": lambda: (running_mean, running_var),
@@ -30,10 +24,8 @@ def evaluation_output(x, gamma, beta, running_mean, running_var, *, used="both",
         "corrected": lambda: (running_mean, running_var * n / max(n - 1, 1)),
         "after update": lambda: RUNNING_STATS.formula(x.detach(), running_mean, running_var, 0.1),
     }[used]()
-    mean, var = mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1)
-    x = x.detach() if "x" in detached else x
-    y = {"minus mean": x - mean, "plus mean": x + mean, "mean minus x": mean - x, "none": x}[centre]
-    return scaled(divided(y, var, fixed, spread, place), gamma, beta, order, gamma_along, beta_along, detached)
+    given = (0, 2, 3), (0, 2, 3), mean.view(1, -1, 1, 1), var.view(1, -1, 1, 1)
+    return normalise(x, gamma=gamma, beta=beta, given=given, **knobs)
 
 
 RUNS = Mistake(
@@ -52,7 +44,6 @@ UPDATED_IN_EVAL = Mistake(
 )
 EVALUATES = (
     UPDATED_IN_EVAL,
-    UNCHANGED,
     Mistake(
         "evaluation uses the batch's mean",
         "eval() subtracts the batch's own mean, not the running one",
@@ -69,23 +60,6 @@ EVALUATES = (
         "batch's size; the correction belongs to the update",
         used="corrected",
     ),
-    Mistake("running mean added in evaluation", "eval() adds the running mean; it is subtracted", centre="plus mean"),
-    Mistake("sign turned in evaluation", "eval() takes mean − x instead of x − mean", centre="mean minus x"),
-    Mistake("not centred in evaluation", "eval() does not subtract the running mean", centre="none"),
-    Mistake(
-        "divided by the running variance",
-        "eval() divides by the running variance, a root is missing: divide by √(running_var + ε)",
-        spread="variance",
-    ),
-    Mistake(
-        "not divided in evaluation", "eval() does not divide by the root of the running variance", spread="nothing"
-    ),
-    Mistake(
-        "not normalised in evaluation",
-        "eval() only applies γ and β; subtract the running mean and divide by the root of the running variance first",
-        spread="nothing",
-        centre="none",
-    ),
     Mistake(
         "running mean and variance swapped in evaluation",
         "eval() subtracts the running variance and divides by the running mean",
@@ -94,14 +68,20 @@ EVALUATES = (
 )
 
 
-def is_of_both_modes(knobs):
-    """Return whether the knobs bend what training and evaluation have in common: ε, the root, γ and β, gradients."""
-    common = {"place", "fixed", "order", "gamma_along", "beta_along"}
-    if knobs.get("order") in ("γ on x", "β divided"):
-        return False
-    if "detached" in knobs:
-        return set(knobs["detached"]) <= {"x", "gamma", "beta"}
-    return knobs.keys() <= common or knobs == {"spread": "double root"} or knobs == {"spread": "multiplied"}
+def in_evaluation(entry):
+    """Yield what an entry of training comes to in evaluation: nothing if it is one of a batch's own statistics."""
+    terms = {"centre", "spread"}, {"place", "fixed", "order", "gamma_along", "beta_along", "detached"}
+    variants = [
+        knobs
+        for knobs in entry.variants
+        if knobs.keys() <= set.union(*terms)
+        and knobs.get("spread") not in ("absolute", "range")
+        and not {"mean", "var"} & {*knobs.get("detached", ())}
+    ]
+    if variants:
+        name = entry.name + " in evaluation" * (variants[0].keys() <= terms[0])
+        name = name.replace("by the variance in evaluation", "by the running variance")
+        yield Mistake(name, f"{entry.cause} (in eval())", also=variants, free=entry.free)
 
 
 @cache  # a case is known by its identity
@@ -140,17 +120,12 @@ UPDATE = replace(
     cases=tuple(without(case, "momentum") for case in RUNNING_STATS.cases),
     drawn=None,
 )
-OF_BOTH_MODES = [
-    Mistake(entry.name, entry.cause + " (in eval())" * ("detached" in variants[0]), also=variants, free=entry.free)
-    for entry in TRAINING.mistakes
-    if (variants := [knobs for knobs in entry.variants if is_of_both_modes(knobs)])
-]
 EVALUATION = Exercise(
     name="layer",
     signature="",
     asks="",
     formula=evaluation_output,
-    mistakes=(*EVALUATES, *OF_BOTH_MODES),
+    mistakes=(*EVALUATES, *chain.from_iterable(map(in_evaluation, TRAINING.mistakes))),
     cases=(
         evaluation_case(2, 2, 1, 2, seed=0),
         evaluation_case(3, 4, 2, 5, seed=1),
