@@ -470,11 +470,9 @@ NETWORKS = {
     "log softmax at the end": [lambda: network(end=[nn.LogSoftmax(1)])],
     "batch norm after the last layer": [lambda: network(end=[nn.BatchNorm1d(10)])],
     "padding + wrong number of features": [lambda: network(padding=2)],
-    "momentum of batch norm": [
-        lambda: network(norm2d=partial(nn.BatchNorm2d, momentum=0.9)),
-        lambda: network(norm2d=but(update=moved(0.5))),
-    ],
-    "epsilon of batch norm": [lambda: network(norm2d=partial(nn.BatchNorm2d, eps=1e-3))],
+    "momentum reversed": [lambda: network(norm2d=partial(nn.BatchNorm2d, momentum=0.9))],
+    "momentum is not 0.1": [lambda: network(norm2d=but(update=moved(0.5)))],
+    "another epsilon": [lambda: network(norm2d=partial(nn.BatchNorm2d, eps=1e-3))],
     "another normalization": [lambda: network(norm1d=nn.LayerNorm), lambda: network(norm2d=nn.InstanceNorm2d)],
     "batch norm without gamma and beta": [lambda: network(norm1d=partial(nn.BatchNorm1d, affine=False))],
     "batch norm without running statistics": [

@@ -18,11 +18,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .judge import Mistake
-from .judge.answers import NOTHING, SHAPE, TYPE, describe
+from .judge import Case, Mistake
+from .judge.answers import NOTHING, SHAPE, TYPE, Seen, describe
 from .judge.diagnosis import ENDLESS, NO_GRADIENT, RAISES, UNKNOWN, Unanswered
 from .judge.guard import holds_dots, what_was_raised
 from .judge.verdict import judged
+from .layer.examination import explained
+from .layer.mistakes import CAUSES as OF_LAYERS
+from .layer.mistakes import CUMULATIVE, MODE
+from .layer.modes import EVALUATES_BATCH, EVALUATION, RUNS, TRAINING, UPDATE, UPDATED_IN_EVAL
 from .layer.parts import parts, role_of
 from .reading import Place
 
@@ -41,8 +45,7 @@ TABLE = (
     "Linear 256→120      (B, 120)\nBatchNorm           (B, 120)\nSigmoid             (B, 120)\n"
     "Linear 120→84       (B, 84)\nBatchNorm           (B, 84)\nSigmoid             (B, 84)\nLinear 84→10        (B, 10)"
 )
-TRAINING, EVALUATION = "training uses running statistics", "evaluation uses the batch's statistics"
-AXES, MODE = "batch norm for another number of axes", "mode taken from grad mode"
+AXES = "batch norm for another number of axes"
 CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says all
     "wrong number of layers": "{at}; the table has 2 convolutions and 3 linear layers",
     "wrong kernel size": "{at}; the table has 5×5",
@@ -65,18 +68,11 @@ CAUSES = {  # {at} is where a mistake shows; of those that are not here, it says
     "one batch norm used twice": "{at} are the same layer: they share γ, β and running statistics; make one for each",
     AXES: "{at}: after a convolution, (B, C, H, W), comes BatchNorm2d, after a linear layer, (B, C), BatchNorm1d",
     "not a batch norm": "{at} gives other numbers than batch norm: try that layer in check('layer', …)",
+    "running statistics of a batch norm": "those of {at} do not move as torch.nn's: try it in check('layer', …)",
     "batch norm without gamma and beta": "{at} has none; the table's have (affine=True, PyTorch's default)",
     "batch norm without running statistics": "{at} keeps none; the table's do (track_running_stats=True)",
     "gamma and beta are no parameters": "those of {at} are no nn.Parameter, so nothing trains them",
     "plain attributes": "the running statistics of {at} are no buffers, so state_dict() leaves them out",
-    "epsilon of batch norm": "{at}; the table's have 1e-5, PyTorch's default",
-    "momentum of batch norm": "{at}; in the table 0.1 of each does, PyTorch's default momentum",
-    "biased running variance": "{at} takes in the biased variance (÷ n); PyTorch's takes the unbiased one (÷ n − 1)",
-    "running statistics not updated": "a training batch leaves those of {at} as they were",
-    "running statistics of a batch norm": "those of {at} do not move as torch.nn's: try it in check('layer', …)",
-    "running statistics updated in eval": "eval() changes the running statistics of {at}",
-    TRAINING: "in train(), {at} normalises with its running statistics; there the batch's own do",
-    EVALUATION: "in eval(), {at} still normalises with the batch's own mean and variance; there the running ones do",
     MODE: "{at} obeys no_grad() and not eval(): ask `self.training`, not whether gradients are on",
 }
 
@@ -288,7 +284,7 @@ def listed(places):
     return " ".join([*same, f"{', '.join(most)} and {last}" if most else last]).strip()
 
 
-def look(watch, images, findings, ways):
+def look(watch, images, findings, ways, told):
     """Note what is wrong in what a watch saw; return what it saw as text, in the words of the table."""
     note, calls, lines = findings.note, watch.calls, []
     known = {id(parameter) for parameter in watch.model.parameters()}
@@ -312,7 +308,7 @@ def look(watch, images, findings, ways):
     for row, piece, following in pieces:
         steps, strange = between(row, piece, following, watch, ways, note, lines)
         for norm in piece[1:]:
-            look_at_norm(norm, watch, findings)
+            look_at_norm(norm, watch, findings, told)
             if sum(norm.weight is other.weight is not None for other in calls) > 1:
                 note("one batch norm used twice", norm.name)
         for call in piece:
@@ -425,9 +421,9 @@ def look_between(row, name, steps, strange, cut, note):
             note("pooling of another size", f"{step} stands after {name}")
 
 
-def look_at_norm(call, watch, findings):
-    """Note in what a norm differs from torch's batch norm as it is by default."""
-    note, norm, given, x, name = findings.note, call.layer, call.given, call.x.double(), call.name
+def look_at_norm(call, watch, findings, told):
+    """Note in what a norm differs from torch's batch norm as it is by default; `told`: (name, mode) where it does."""
+    note, norm, given, x, name = findings.note, call.layer, call.given, call.x, call.name
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
         return note("another normalization", f"{call.label} in place of {name}")
     affine, statistics = copies(given, AFFINE), [part for pair in call.running for part in pair]
@@ -446,41 +442,36 @@ def look_at_norm(call, watch, findings):
     }.items():
         if shows:
             note(mistake, name)
-    if not fits:
+    if not fits or (name, watch.mode) in told:
         return None
+    sizes, batch = (*x.shape[:2], -1, 1), watch.training or not kept
+    gamma, beta = (x.new_full(sizes[1:2], k) if part is None else part for part, k in zip(affine, (1, 0), strict=True))
+    given, running = dict(x=x.reshape(sizes), gamma=gamma, beta=beta), dict(running_mean=mean, running_var=var)
 
-    def gives(batch, eps):
-        y = F.batch_norm(x, *((None, None) if batch else (mean, var)), *affine, batch, 0.0, eps)
-        return close(y, call.y.double())
+    def tell(mistakes, unknown):
+        if mistakes is None:
+            note(unknown, name)
+        for mistake in mistakes or ():
+            note(mistake.name, name, f"{{at}}: {mistake.cause}")
+        if mistakes != []:
+            told.add((name, watch.mode))
 
-    batch, stated = watch.training or not kept, given.get("eps", getattr(norm, "eps", None))
-    usual = [stated if isinstance(stated, float) else 1e-5, 1e-3, 1e-2, 1e-1]
-    eps = next((eps for eps in usual if gives(batch, eps)), None)
-    if eps is None and kept and gives(not batch, usual[0]):
-        if not watch.training and watch.grad and name not in findings.get(EVALUATION, ("", ()))[1]:
+    for exercise, arguments in [(TRAINING, given), *[(EVALUATION, given | running)] * kept][:: 1 if batch else -1]:
+        found = explained(exercise, {Case(arguments): Seen((call.y.reshape(sizes),))}, 1)
+        if found is not None:
+            break
+    if found is not None and (exercise is TRAINING) != batch:
+        if not watch.training and watch.grad and name not in findings.get(EVALUATES_BATCH.name, ("", ()))[1]:
             return note(MODE, name)  # it was right under no_grad()
-        note(TRAINING if watch.training else EVALUATION, name)
-    elif eps is None:
-        note("not a batch norm", name)
-    elif abs(eps - 1e-5) > 1e-9:
-        note("epsilon of batch norm", f"{name} has ε = {eps:g}")
-    if not kept:
-        return None
-    if torch.equal(mean, new_mean) and torch.equal(var, new_var):
-        return watch.training and note("running statistics not updated", name)
-    if not watch.training:
-        return note("running statistics updated in eval", name)
-    rows = x.movedim(1, -1).flatten(0, -2)
-    way = rows.mean(0) - mean
-    share = ((new_mean - mean) @ way / (way @ way)).item()
-    unbiased, biased = (var.lerp(rows.var(0, correction=correction), share) for correction in (1, 0))
-    nearer = min(unbiased, biased, key=lambda value: (value - new_var).abs().max())
-    if not close(mean + share * way, new_mean) or not close(nearer, new_var):
-        return note("running statistics of a batch norm", name)
-    if nearer is biased:
-        note("biased running variance", name)
-    if abs(share - 0.1) > 2e-3:
-        note("momentum of batch norm", f"{share:.3g} of a batch enters {name}")
+        found = [RUNS if watch.training else EVALUATES_BATCH]
+    tell(found, "not a batch norm")
+    if kept and getattr(norm, "momentum", 0.1) is None:
+        tell([Mistake(CUMULATIVE, OF_LAYERS[CUMULATIVE])], "")
+    elif kept and watch.training:
+        seen = {Case(dict(x=given["x"]) | running): Seen((new_mean, new_var))}
+        tell(explained(UPDATE, seen, 1), "running statistics of a batch norm")
+    elif kept and not (torch.equal(mean, new_mean) and torch.equal(var, new_var)):
+        tell([UPDATED_IN_EVAL], "")
 
 
 def look_at_gradients(guard, watch, note):
@@ -511,17 +502,17 @@ class Lenet:
 
     def examine(self, guard, attempt):
         """Return (mistakes, evidence) of an attempt. Raises Unanswered."""
-        findings, ways, seen = Findings(), {}, []
+        findings, ways, told, seen = Findings(), {}, set(), []
         note, model = findings.note, made(guard, attempt, findings.note)
         if model is None:
             return findings.mistakes(), {}
-        images = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        images = 4 * torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))  # both variances' gap shows
         norms = prepared(guard, model, images)
         for training, grad in ((True, True), (False, False), (False, True), (True, True)):
             watch = Watch(guard, model, norms, images, training, grad, note)
             if not watch.trouble:
                 watch.output = read(watch.output, note)
-            seen.append(look(watch, images, findings, ways))
+            seen.append(look(watch, images, findings, ways, told))
             if watch.trouble:
                 if watch.trouble.kind == "unanswered":
                     raise Unanswered
@@ -569,6 +560,9 @@ def prepared(guard, model, images):
             if not nn.parameter.is_lazy(part) and part.numel() > 1:
                 scale = 2.0 if part.numel() == max(part.shape) else 0.3
                 part.add_((torch.randn(part.shape, generator=generator) * scale).to(part.dtype))
+        for part in model.buffers():
+            if part.is_floating_point() and part.numel() > 1:
+                part.add_(torch.rand(part.shape, generator=generator).to(part.dtype))
     return norms
 
 

@@ -28,7 +28,7 @@ READ = (  # (pattern of a mistake's name, the lesson and section that explain it
     ("squares minus", 3, "Why two trips for the variance?"),
     ("biased|n − 1|correction", 3, "Two variances"),
     ("biased|n − 1", 1, "The mean and the spread of each subject"),
-    ("momentum|share", 3, "Momentum"),
+    (r"momentum|share|replaced|\bold\b", 3, "Momentum"),
     ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
     ("attributes|saved", 4, "Bug 2: the moving statistics are plain attributes"),
     ("shaped", 4, "Bug 4: statistics shaped (1, C, 1, 1)"),

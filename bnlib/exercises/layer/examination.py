@@ -236,10 +236,10 @@ class Examination:
             wrong = [case for case in seen if not is_right(exercise, seen[case], case)]
             start = {shape: {role: torch.full(shape[1:2], ROLES[role][1]) for role in RUNNING} for shape in after}
             for statistics in (after, start):
-                found = explained_as(RUNS, EVALUATION, with_statistics(statistics, {c: seen[c] for c in wrong}), 2)
-                if found:
-                    found[0] = Mistake(RUNS.name, f"{RUNS.cause}.{d.only(exercise, seen, wrong)}")
-                    return self.add(found, d.evidence(exercise, wrong[0], seen[wrong[0]]))
+                found = explained(EVALUATION, with_statistics(statistics, {c: seen[c] for c in wrong}), 2)
+                if found is not None:
+                    runs = Mistake(RUNS.name, f"{RUNS.cause}.{d.only(exercise, seen, wrong)}")
+                    return self.add([runs, *found], d.evidence(exercise, wrong[0], seen[wrong[0]]))
         return self.add(*d.diagnosed(exercise, seen))
 
     def look_at_modes(self):
@@ -287,10 +287,12 @@ class Examination:
         exercise, seen = self.observed(EVALUATION, evaluation, slopes=not by_grad)
         if explanation(exercise, seen, most=1, pairs=False) is None:
             of_batch = {without(case, "running_mean", "running_var"): seen[case] for case in seen}
-            found = explained_as(UPDATED_IN_EVAL, EVALUATION, with_statistics(after, seen), 2)
-            found = found or explained_as(EVALUATES_BATCH, TRAINING, of_batch, 3)
-            if found:
-                return self.add(found, d.evidence(exercise, *next(iter(seen.items()))))
+            for mistake, other, cases, most in (
+                (UPDATED_IN_EVAL, EVALUATION, with_statistics(after, seen), 2),
+                (EVALUATES_BATCH, TRAINING, of_batch, 3),
+            ):
+                if (found := explained(other, cases, most)) is not None:
+                    return self.add([mistake, *found], d.evidence(exercise, *next(iter(seen.items()))))
         return self.add(*d.diagnosed(exercise, seen))
 
     def changes_later(self):
@@ -398,10 +400,10 @@ def with_statistics(statistics, seen):
     return found
 
 
-def explained_as(mistake, exercise, seen, most):
-    """Return the mistake, and up to `most` others, if they make what was seen another exercise's answers, else None."""
+def explained(exercise, seen, most):
+    """Return the mistakes, up to `most`, that make what was seen on cases an exercise's answers, None if none do."""
     bends = explanation(replace(exercise, cases=tuple(seen), tracked=()), seen, most=most, pairs=False)
-    return None if bends is None else [mistake, *(bend.mistake for bend in bends)]
+    return None if bends is None else [bend.mistake for bend in bends]
 
 
 def differ(these, those):

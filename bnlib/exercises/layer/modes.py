@@ -109,7 +109,7 @@ UPDATE = replace(
     RUNNING_STATS,
     formula=partial(RUNNING_STATS.formula, momentum=0.1),
     mistakes=(
-        *[mistake for mistake in RUNNING_STATS.mistakes if mistake.name != "momentum fixed"],
+        *[entry for entry in RUNNING_STATS.mistakes if not entry.name.startswith(("momentum fixed", "plain average"))],
         Mistake(
             "momentum is not 0.1",
             "a batch enters with the share {fixed:g}; the layer's momentum is 0.1",
