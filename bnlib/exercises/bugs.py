@@ -202,7 +202,7 @@ OF_ONE_LAYER = {  # why those are bugs that only the layer that has them is susp
     ALONE: "`dist.all_reduce` works unseen by autograd: forth, the sum is that of all processes; back, only one "
     "process's own gradient goes through it. Its backward pass is an all-reduce, too: write an autograd.Function",
 }
-KNOWN = (*TRAINING.mistakes, *UPDATE.mistakes, *EVALUATION.mistakes, EVALUATES_BATCH, RUNS)
+KNOWN = (*EVALUATION.mistakes, EVALUATES_BATCH, RUNS, *TRAINING.mistakes, *UPDATE.mistakes)
 CAUSE = {mistake.name: mistake.cause for mistake in KNOWN} | CAUSES | OF_ONE_LAYER
 
 
