@@ -2,7 +2,8 @@
 
 However it is put together, a `Watch` records its convolutions, linear layers and norms as they are called. What lies
 between two of them is known by what it makes of the first one's output, each piece by itself, so that any number of
-mistakes can be told side by side. Where a layer does not fit, one that does stands in.
+mistakes can be told side by side. What a norm gives is judged by the formulas of the exercise `layer`. Where a layer
+does not fit, one that does stands in.
 """
 
 import copy
@@ -308,7 +309,7 @@ def look(watch, images, findings, ways, told):
     for row, piece, following in pieces:
         steps, strange = between(row, piece, following, watch, ways, note, lines)
         for norm in piece[1:]:
-            look_at_norm(norm, watch, findings, told)
+            look_at_norm(norm, watch, note, told)
             if sum(norm.weight is other.weight is not None for other in calls) > 1:
                 note("one batch norm used twice", norm.name)
         for call in piece:
@@ -421,9 +422,9 @@ def look_between(row, name, steps, strange, cut, note):
             note("pooling of another size", f"{step} stands after {name}")
 
 
-def look_at_norm(call, watch, findings, told):
+def look_at_norm(call, watch, note, told):
     """Note in what a norm differs from torch's batch norm as it is by default; `told`: (name, mode) where it does."""
-    note, norm, given, x, name = findings.note, call.layer, call.given, call.x, call.name
+    norm, given, x, name = call.layer, call.given, call.x, call.name
     if isinstance(norm, OTHER_NORMS) or call.kind == "other norm":
         return note("another normalization", f"{call.label} in place of {name}")
     affine, statistics = copies(given, AFFINE), [part for pair in call.running for part in pair]
@@ -461,7 +462,7 @@ def look_at_norm(call, watch, findings, told):
         if found is not None:
             break
     if found is not None and (exercise is TRAINING) != batch:
-        if not watch.training and watch.grad and name not in findings.get(EVALUATES_BATCH.name, ("", ()))[1]:
+        if not watch.training and watch.grad:
             return note(MODE, name)  # it was right under no_grad()
         found = [RUNS if watch.training else EVALUATES_BATCH]
     tell(found, "not a batch norm")
