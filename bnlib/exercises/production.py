@@ -269,7 +269,7 @@ def _overlooked(layers, still, moving):
 
 
 def _in_mode(model, layers, training):
-    """Return names of the modules, BN layers left out, that are in training, or of those that are not; dropout first."""
+    """Return the modules in training, or the others, as names and classes: BN layers left out, dropout first."""
     found = [
         f"{name} ({type(module).__name__})" if name else "the model"
         for name, module in model.named_modules()
