@@ -17,24 +17,27 @@ from .reading import Place
 
 def folded(
     weight, bias, running_mean, running_var, gamma, beta, eps, *,
-    root="inside", axis=0, scaled="bias", shift="beta", centred="minus mean", spread="root", affine="gamma",
+    root="inside", axis=0, scaled="bias", shift="beta", centred="minus mean", spread="root", affine="gamma", fixed=None,
 ):  # fmt: skip
     """Return weight (out, in, kH, kW) and bias (out,) with BN in them, bent by the knobs.
 
-    root     where ε stands; spread: what the scale divides by; affine: whether γ takes part
+    root     where ε stands; fixed: its value; spread: what the scale divides by; affine: whether γ takes part
     axis     of the weight, along which the scale lies
     scaled   what of the bias is scaled; centred: what becomes of the mean; shift: what is added at the end
     """
-    var = running_var
+    var, eps = running_var, eps if fixed is None else fixed
     divisor = {
         "inside": lambda: (var + eps).sqrt(),
         "missing": lambda: var.sqrt(),
         "outside": lambda: var.sqrt() + eps,
+        "squared": lambda: (var + eps**2).sqrt(),
+        "after": lambda: var.sqrt(),
     }[root]()
     if spread == "variance":
         divisor = divisor**2
     scale = divisor.reciprocal() if spread != "multiplied" else divisor
-    scale = {"gamma": scale * gamma, "none": scale, "divided": scale / gamma}[affine]
+    factor = {"gamma": gamma, "none": 1, "divided": 1 / gamma, "beta": beta, "positive": gamma.abs()}[affine]
+    scale = scale * factor + (eps if root == "after" else 0)
     shaped = scale.view([-1 if d == axis else 1 for d in range(weight.dim())])
     new = weight if scaled == "bias alone" else weight * shaped
     centre = {"minus mean": -running_mean, "none": 0 * running_mean, "plus mean": running_mean}[centred]
@@ -46,7 +49,7 @@ def folded(
         "bias alone": (bias + centre) * scale,
         "nothing": bias + centre,
     }[scaled]
-    last = {"beta": beta, "bias": bias, "none": 0 * beta, "minus": -beta, "scaled": beta * scale}[shift]
+    last = {"beta": beta, "bias": bias, "none": 0, "minus": -beta, "scaled": beta * scale, "gamma": gamma}[shift]
     return new, moved + last
 
 
@@ -54,6 +57,10 @@ RULE = "weight' = s · weight and bias' = (bias − running_mean) · s + β, wit
 OF_FOLDING = (
     Mistake("epsilon missing", f"ε does not take part; {RULE}", root="missing"),
     Mistake("epsilon outside the root", f"ε belongs inside the root; {RULE}", root="outside"),
+    Mistake(
+        "another epsilon", "ε is {fixed:g}; asked for is eps", also=[dict(fixed=1e-5), dict(fixed=1e-3)], free="fixed"
+    ),
+    Mistake("gamma and beta swapped", f"β scales and γ is added; {RULE}", affine="beta", shift="gamma"),
     Mistake("bias not scaled", f"the layer's own bias goes through BN as well; {RULE}", scaled="mean alone"),
     Mistake("bias dropped", f"the layer's own bias is lost; {RULE}", scaled="bias lost"),
     Mistake("beta forgotten", f"β is never added; {RULE}", shift="none"),
@@ -73,6 +80,9 @@ OF_FOLDING = (
     Mistake("divided by the variance", f"a root is missing; {RULE}", spread="variance"),
     Mistake("bias instead of beta", f"at the end the layer's bias is added, not β; {RULE}", shift="bias"),
     *rarely(
+        Mistake("epsilon squared", f"ε is squared; {RULE}", root="squared"),
+        Mistake("epsilon outside the root", f"ε is added to the quotient: a bracket is missing; {RULE}", root="after"),
+        Mistake("sign of gamma lost", f"|γ| scales, but γ may be negative; {RULE}", affine="positive"),
         Mistake("mean added", f"the running mean is added; subtract it; {RULE}", centred="plus mean"),
         Mistake("mean not scaled", f"the mean is subtracted after scaling; {RULE}", scaled="bias before the mean"),
         Mistake("weight not scaled", f"only the bias is scaled; {RULE}", scaled="bias alone"),
@@ -97,7 +107,7 @@ def fold_case(shape, eps, seed, dtype=torch.float32, spread=1.0, trait=""):
         "bias": draw(c) + 0.5,
         "running_mean": draw(c) * 2,
         "running_var": (torch.rand(c, generator=g, dtype=torch.float64) + 0.3) * spread,
-        "gamma": torch.rand(c, generator=g, dtype=torch.float64) + 0.5,
+        "gamma": (torch.rand(c, generator=g, dtype=torch.float64) + 0.5) * torch.tensor([1, 1, -1, 1])[:c],
         "beta": draw(c),
     }
     return Case({name: value.to(dtype) for name, value in given.items()} | {"eps": eps}, trait)
@@ -377,8 +387,9 @@ class WhatIsWrong:
         return Verdict(self.name, not open_, "\n".join(lines), answered=not open_)
 
     def right(self, letter, answer):
-        """Return whether an answer is the code, in any case and with a space."""
-        return str(answer).upper().replace(" ", "") == self.answers[letter]
+        """Return whether an answer is the code: in any case, with a space, in a list of one, or its number alone."""
+        only = next(iter(answer)) if isinstance(answer, list | tuple | set) and len(answer) == 1 else answer
+        return str(only).upper().replace(" ", "").removeprefix("BN") == self.answers[letter].removeprefix("BN")
 
 
 FREEZE, WHAT_IS_WRONG = Freeze(), WhatIsWrong()

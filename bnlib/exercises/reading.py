@@ -28,6 +28,7 @@ READ = (  # (pattern of a mistake's name, the lesson and section that explain it
     ("squares minus", 3, "Why two trips for the variance?"),
     ("biased|n − 1|correction", 3, "Two variances"),
     ("biased|n − 1", 1, "The mean and the spread of each subject"),
+    ("share(?!s of old)", 8, "The cure: one mean for all"),
     (r"momentum|share|replaced|\bold\b", 3, "Momentum"),
     ("grad mode", 4, "Bug 1: the mode is read off the gradients"),
     ("attributes|saved", 4, "Bug 2: the moving statistics are plain attributes"),

@@ -77,14 +77,26 @@ def explained(exercise, seen, sets):
     ill = all(values_agree(exercise, seen[case], case, bends) for case in seen if case.ill and seen[case].outputs)
     of_arithmetic = [] if ill else [entry for entry in exercise.mistakes if not entry.variants and not entry.fit]
     more, all_explained = explained_slopes(exercise, seen, bends)
-    mistakes = [*(bend.mistake for bend in (*bends, *more)), *of_arithmetic]
+    calm = [case for case in seen if seen[case].outputs and not case.ill]
+    fitting = all(values_agree(exercise, seen[case], case, bends) for case in calm)
+    told = [bend.mistake if fitting else in_some_results(exercise, sets, bend) for bend in bends]
+    mistakes = [*told, *(bend.mistake for bend in more), *of_arithmetic]
     raised = [case for case in seen if seen[case].trouble and not breaks_down(exercise, case, bends)]
     if raised and (not mistakes or 2 * len(raised) >= len(seen)):
         return None
-    calm = [case for case in seen if seen[case].outputs and not case.ill]
-    if mistakes and not all(values_agree(exercise, seen[case], case, bends) for case in calm):
+    if mistakes and not fitting and told == [bend.mistake for bend in bends]:
         mistakes[-1] = Mistake(mistakes[-1].name, f"{mistakes[-1].cause} (an axis of size 1 is treated otherwise)")
     return mistakes if all_explained else [*mistakes, wrong_gradient(exercise, seen, bends)]
+
+
+def in_some_results(exercise, sets, bend):
+    """Return a bend's mistake; where some results, each explained by itself, do not have it, with those that do."""
+    having = [
+        name for name, found in zip(exercise.results, sets, strict=True) if bend.knobs in [b.knobs for b in found]
+    ]
+    mistake = bend.mistake
+    all_do = len(having) == len(exercise.results)
+    return mistake if all_do else Mistake(mistake.name, f"{mistake.cause} (in {' and '.join(having)} alone)")
 
 
 def breaks_down(exercise, case, bends):
