@@ -352,7 +352,7 @@ class WhatIsWrong:
     shows = {  # noqa: RUF012
         "A": "look at how much of the newest batch is in the running mean after one step",
         "B": "compare requires_grad of γ and β with what the running mean does in a training step",
-        "C": "in eval(), give one image in two different companies",
+        "C": "in eval(), give one image in two different batches",
     }
 
     def judge(self, answers):

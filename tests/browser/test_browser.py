@@ -144,7 +144,7 @@ def test_after_a_restart_of_the_kernel_all_runs_again_and_sliders_move(notebook)
     notebook.run_all(seconds=60)
     assert notebook.finished()
     assert notebook.complaints() == []
-    (view,) = notebook.explorers()
+    view = notebook.explorers()[0]
     before = view.state()
     view.press(0)
     assert view.leaves(before)
