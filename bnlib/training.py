@@ -12,6 +12,7 @@ import math
 import sys
 import time
 import warnings
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -270,8 +271,10 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     one pass: "precise BN", Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3. Where a forward pass fails,
     they are what they were. In a process group it works in this process alone.
 
-    batches   how many; None for all. A last, shorter batch is left out unless it is the only one
-    Raises ValueError if batches or batch_size is not at least 1.
+    images    what `load_images` returns, or a tensor (N, ...), either cut into batches of `batch_size`, a last, shorter
+              one left out unless it is the only one; or a loader, whose batches are tensors, or begin with one
+    batches   how many; None for all
+    Raises ValueError if batches or batch_size is not at least 1 or a loader has none, TypeError for other data.
     """
     for name, number in (("batch_size", batch_size), ("batches", 1 if batches is None else batches)):
         _check_count(name, number)
@@ -280,16 +283,14 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
     before = {layer: copy.deepcopy(layer.state_dict()) for layer in layers}
     synchronised = {layer: vars(layer).pop("forward") for layer in layers if "forward" in vars(layer)}
     device = _device_of(model)
-    x = images.train_images
-    count = max(len(x) // batch_size, 1)
     try:
         with evaluating(model), torch.no_grad():
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None
                 layer.train()
-            for i in range(count if batches is None else min(batches, count)):
-                model(x[i * batch_size : (i + 1) * batch_size].to(device))
+            for batch in islice(_batches(images, batch_size), batches):
+                model(batch.to(device))
     except BaseException:  # interrupted, too
         for layer, state in before.items():
             layer.load_state_dict(state)
@@ -300,6 +301,24 @@ def reestimate_statistics(model, images, *, batch_size=256, batches=None):
         for layer, forward in synchronised.items():
             layer.forward = forward
     return model
+
+
+def _batches(images, batch_size):
+    """Yield batches of training images, as `reestimate_statistics` takes them."""
+    x = getattr(images, "train_images", images)
+    if isinstance(x, Tensor):
+        yield from x.split(batch_size)[: max(len(x) // batch_size, 1)]
+        return
+    if not hasattr(x, "__iter__"):
+        raise TypeError(f"expected what load_images returns, a tensor or a loader, got {type(images).__name__}")
+    batch = None
+    for batch in x:
+        first = batch[0] if isinstance(batch, list | tuple) else batch
+        if not isinstance(first, Tensor):
+            raise TypeError(f"expected batches that are tensors, or begin with one; got {type(first).__name__}")
+        yield first
+    if batch is None:
+        raise ValueError("there is no batch to take statistics from")
 
 
 @contextlib.contextmanager

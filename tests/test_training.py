@@ -278,6 +278,31 @@ def test_reestimating_over_some_batches_or_one_short_one(images):
         bnlib.reestimate_statistics(model, images, batches=0)
 
 
+def test_statistics_are_reestimated_from_ones_own_data_as_well(images):
+    x, y = images.train_images, images.train_labels
+    pairs = torch.utils.data.TensorDataset(x, y)
+    expected = bnlib.reestimate_statistics(bnlib.lenet(), images, batch_size=100).state_dict()
+    for data in (x, torch.utils.data.DataLoader(pairs, 100, drop_last=True), x.split(100)[: len(x) // 100]):
+        found = bnlib.reestimate_statistics(bnlib.lenet(), data, batch_size=100).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ([], ValueError, "there is no batch to take statistics from"),
+        ([{"pixels": torch.zeros(2, 1, 28, 28)}], TypeError, "tensors, or begin with one; got dict"),
+        (7, TypeError, "expected what load_images returns, a tensor or a loader, got int"),
+    ],
+)
+def test_data_without_images_leave_the_statistics_as_they_were(data, error, message):
+    model = bnlib.lenet()
+    model[1].running_mean += 3
+    with pytest.raises(error, match=message):
+        bnlib.reestimate_statistics(model, data)
+    assert (model[1].running_mean == 3).all()
+
+
 class Recorder(TorchDispatchMode):
     """A CUDA graph's stand-in: notes each kernel with its very tensors, refuses to wait for the host, replays."""
 
