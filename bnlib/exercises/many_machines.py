@@ -27,20 +27,23 @@ def sync_stats(
 
     sums (W, C), squares (W, C), counts (W,)  of each share: Σ x, Σ (x - its own mean)², how many values a channel has
 
-    mean_of  "values", or "means" (shares count alike), "first" (share alone), "W" (Σ sums / W), "first count"
+    mean_of  "values", or "means" (shares count alike), "first" (share alone), "W" (Σ sums / W), "first count", "n - 1"
     var_of   "values", or "shares" (the part between them left out), "variances" (shares count alike), "unbiased
              variances" (each ÷ (n_w - 1), alike), "pooled" (÷ (n - W)), "between" alone, "first" share alone, "x²" (the
-             squares taken for sums of x²), "variances + between" (shares alike in both)
+             squares taken for sums of x²), "variances + between" (shares alike in both), "values + between" (in the
+             second), "values + var" (of the own means), "undivided" (the part between them)
     around   the mean that the own means' distances are measured from: "mean" (as returned) or "true mean"
-    between  "weighted" by the counts, "alike", or "rooted" (the distances not squared)
-    by       what the variance is divided by: n, "n - 1", "1", "W"
-    empty    "divided": an empty share is divided by its count, 0; "skipped": it is no share at all
+    between  "weighted" by the counts, by "n", the "largest" count, "squared" ones, "alike", "subtracted", or "rooted"
+             (the distances not squared)
+    by       what the variance is divided by: n, "n - 1", "n - W", "1", "W"
+    empty    "divided": an empty share is divided by its count, 0; "skipped": it is no share; "counted": as of one value
     along    1 for sums over the channels
     """
     if empty == "skipped":
         sums, squares, counts = (each[counts > 0] for each in (sums, squares, counts))
     if along == 1:
         sums, squares = sums.T, squares.T
+    counts = counts.clamp_min(1) if empty == "counted" else counts
     n, shares = counts.sum(), len(counts)
     counts = counts.to(sums.dtype).unsqueeze(1)  # (W, 1)
     present = counts if empty == "divided" else counts.clamp_min(1)
@@ -53,16 +56,22 @@ def sync_stats(
         "W": lambda: sums.sum(0) / shares,
         "first count": lambda: sums.sum(0) / (shares * present[0]),
         "1": lambda: sums.sum(0),
+        "n - 1": lambda: sums.sum(0) / (n - 1),
     }[mean_of]()
     centre = right if around == "true mean" else mean
     far = (own - centre).abs() if between == "rooted" else (own - centre).square()
-    spread = far if between == "alike" else counts * far
-    divisor = {"n": n, "n - 1": n - 1, "1": 1, "W": shares, "first count": shares * present[0]}[by]
+    weights = {"alike": 1, "subtracted": -counts, "n": n, "largest": counts.max(), "squared": counts**2}
+    spread = weights.get(between, counts) * far
+    divisor = {"n": n, "n - 1": n - 1, "n - W": n - shares, "1": 1, "W": shares, "first count": shares * present[0]}[by]
     var = {
         "values": lambda: (squares + spread).sum(0) / divisor,
         "shares": lambda: squares.sum(0) / divisor,
         "variances": lambda: (squares / present).mean(0),
         "variances + between": lambda: (squares / present + (own - centre).square()).mean(0),
+        "values + between": lambda: squares.sum(0) / divisor + (own - centre).square().mean(0),
+        "values + var": lambda: squares.sum(0) / divisor + own.var(0, correction=0),
+        "values + unbiased var": lambda: squares.sum(0) / divisor + own.var(0, correction=min(1, len(own) - 1)),
+        "undivided": lambda: squares.sum(0) / divisor + spread.sum(0),
         "unbiased variances": lambda: (squares / (present - 1).clamp_min(0 if empty == "divided" else 1)).mean(0),
         "pooled": lambda: squares.sum(0) / (n - shares),
         "between": lambda: spread.sum(0) / divisor,
@@ -109,10 +118,13 @@ MISTAKES = (
     ),
     Mistake(
         "shares taken for equal",
-        "the own means' distances are averaged as if all shares were of one size: each counts once for each value",
+        "the own means' distances enter as if all shares were of one size: each counts once for each of its values",
         also=skipped_or_not(
             dict(between="alike"),
             dict(var_of="variances + between"),
+            dict(var_of="values + between"),
+            dict(var_of="values + var"),
+            dict(var_of="values + unbiased var"),
             dict(mean_of="means", var_of="variances + between"),
         ),
     ),
@@ -147,7 +159,9 @@ MISTAKES = (
         "standard deviation instead of variance", "the root was taken; the variance itself is asked for", root=True
     ),
     Mistake(
-        "mean and variance swapped", "the variance comes first; return the mean, then the variance", order="var, mean"
+        "mean and variance swapped",
+        "it returns the variance first: return the mean, then the variance",
+        order="var, mean",
     ),
     *rarely(
         Mistake(
@@ -168,6 +182,36 @@ MISTAKES = (
                 dict(mean_of="first"),
                 dict(mean_of="first", around="true mean"),
                 dict(var_of="first"),
+            ],
+        ),
+        Mistake(
+            "variance between the shares subtracted",
+            f"what the means differ by makes the variance larger; {BETWEEN}",
+            between="subtracted",
+        ),
+        Mistake(
+            "shares weighed wrongly",
+            "the distance of an own mean counts once for each value of its share, `counts` times",
+            also=[dict(between="n"), dict(between="largest"), dict(between="squared")],
+        ),
+        Mistake(
+            "variance between the shares not divided", f"the two parts are divided by n; {BETWEEN}", var_of="undivided"
+        ),
+        Mistake(
+            "empty share counted",
+            "counts.clamp(min=1) is for the divisor alone: in n it makes an empty share one value",
+            empty="counted",
+        ),
+        Mistake(
+            "divided by n − W", "the variance is divided by n less the number of shares; asked for is ÷ n", by="n - W"
+        ),
+        Mistake(
+            "mean divided by n − 1",
+            "a mean is Σ x / n, also where a variance is unbiased",
+            also=[
+                dict(mean_of="n - 1"),
+                dict(mean_of="n - 1", around="true mean"),
+                dict(mean_of="n - 1", by="n - 1"),
             ],
         ),
         Mistake("distances not squared", "the own means' distances from the mean enter squared", between="rooted"),

@@ -28,10 +28,6 @@ NUMBERED = (
 FAILURES = "[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget, .jp-Dialog"  # errors, too
 KERNEL = """path => [...jupyterapp.shell.widgets('main')].find(widget => widget.context?.path === path)
     ?.sessionContext.session?.kernel?.status"""
-PNG = """async image => {
-    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
-    return btoa(Array.from(bytes, byte => String.fromCharCode(byte)).join(''));
-}"""
 CUT_OFF = """root => [root, ...root.querySelectorAll('*')]
     .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest('.slider-container, select'))
     .map(e => `${e.className}: ${e.innerText}`)"""
@@ -227,7 +223,7 @@ class ExplorerView:
 
     def state(self):
         """Return the caption and the picture's bytes."""
-        return self.caption.inner_text(), base64.b64decode(self.picture.evaluate(PNG))
+        return self.caption.inner_text(), base64.b64decode(self.picture.get_attribute("src").partition(",")[2])
 
     def leaves(self, state, seconds=10):
         """Return whether both caption and picture become others than those of `state`."""
