@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import nbformat
@@ -52,9 +54,12 @@ def build(out):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     figures = Figures(static, work / "packs")
-    lessons = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    for path in lessons:
-        page = lesson_page(path.stem, json.loads(path.read_text(encoding="utf-8")), figures)
+    lessons = {
+        path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    }
+    make_anew(figures, lessons)
+    for path, lesson in lessons.items():
+        page = lesson_page(path.stem, lesson, figures)
         (book / path.name).write_text(json.dumps(page), encoding="utf-8")
         (extra / "notebooks").mkdir(exist_ok=True)
         shutil.copy(path, extra / "notebooks")
@@ -75,6 +80,19 @@ def build(out):
     shutil.rmtree(out, ignore_errors=True)
     sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-E", "-b", "html", "-d", work / "trees"]
     subprocess.run([*sphinx, book, out], check=True)
+
+
+def make_anew(figures, lessons):
+    """Have the figures of the lessons, {path: notebook}, that are not kept made, on all processors at once."""
+    shown = [
+        (path.stem, "".join(cell["source"]))
+        for path, lesson in lessons.items()
+        for cell in lesson["cells"]
+        if shows_an_explorer(cell)
+    ]
+    if todo := [each for each in shown if not figures.place(*each).exists()]:
+        with ProcessPoolExecutor(None, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            list(pool.map(figures.made, *zip(*todo, strict=True)))
 
 
 def lesson_page(name, lesson, figures):

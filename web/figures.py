@@ -61,7 +61,7 @@ class Figures:
 
     def made(self, lesson, source):
         """Return what `figure` is made of, a dict: from the folder of what is kept, or made now and kept there."""
-        kept = self.kept / f"{depends_on(lesson, source)}.json"
+        kept = self.place(lesson, source)
         if kept.exists():
             return json.loads(kept.read_text(encoding="utf-8"))
         explorer = explorer_of(lesson, source)
@@ -88,6 +88,10 @@ class Figures:
         part.write_text(json.dumps(made), encoding="utf-8")
         part.replace(kept)
         return made
+
+    def place(self, lesson, source):
+        """Return where what `made` returns is kept."""
+        return self.kept / f"{depends_on(lesson, source)}.json"
 
     def write_fonts(self):
         """Write matplotlib's own fonts with the letters that the figures need."""
