@@ -138,7 +138,7 @@ def split(model: nn.Module, machines: int) -> nn.Module:
                 return type(layer).forward(layer, x)
             parts = x.unflatten(0, (machines, -1))
             first, others = type(layer).forward(layer, parts[0]), parts[1:].movedim(1, 0)  # (n, machines - 1, C, *)
-            affine = layer.weight.repeat(machines - 1), layer.bias.repeat(machines - 1)
+            affine = [part if part is None else part.repeat(machines - 1) for part in (layer.weight, layer.bias)]
             apart = batch_norm(others.flatten(1, 2), None, None, *affine, True, eps=layer.eps)  # as other channels
             return torch.cat([first[None], apart.view(others.shape).movedim(0, 1)]).flatten(0, 1)
 

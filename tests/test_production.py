@@ -98,6 +98,7 @@ def test_the_patients_codes_are_what_examine_finds_and_what_the_quiz_takes():
     for letter, model in patients().items():
         assert right[letter].upper().replace(" ", "") in bnlib.examine(model, x).codes
     assert check("what_is_wrong", right).ok
+    assert check("what_is_wrong", {"A": ["BN207"], "B": {"bn106"}, "C": 101}).ok
     verdict = check("what_is_wrong", right | {"A": "BN104"})
     assert verdict.mistakes == ("another fault in network A",)
     assert not check("what_is_wrong", {"A": ...}).answered

@@ -249,10 +249,16 @@ def _mistaken(model, layers, before, answers):
         found.append(
             Mistake("the whole model frozen", "the model itself stays in eval(): its dropout would be off, too")
         )
-    elif asleep := _in_mode(model, layers, False):
-        cause = f"after model.train() {asleep[0]} is still in eval(): freeze BN layers only"
-        found.append(Mistake("too much frozen", cause))
-    found += _unlearned(model, x)
+    idle = [f"{name} is in eval() after model.train()" for name in _in_mode(model, layers, False)[:1] if model.training]
+    asleep, cut = _unlearned(model, x)
+    idle += [f"the weights of {', '.join(asleep)} no longer learn"] * bool(asleep)
+    if idle:
+        found.append(Mistake("too much frozen", f"{', and '.join(idle)}: freeze BN layers only"))
+    elif cut:
+        cause = (
+            f"no gradient reaches the weights of {', '.join(cut)}: statistics are constants, what BN is given is not"
+        )
+        found.append(Mistake("gradient cut", cause))
     model.eval()
     if awake := _in_mode(model, layers, True):
         cause = f"after model.eval() {awake[0]} is still in train(): a `train` of the model's own passes the mode on"
@@ -289,7 +295,7 @@ def _in_mode(model, layers, training):
 
 
 def _unlearned(model, x):
-    """Return the mistakes that keep convolutions and linear layers from learning."""
+    """Return the convolutions and linear layers whose weights ask for no gradient, and those that ask and get none."""
     model.zero_grad()
     y = model(x)
     if y.requires_grad:
@@ -299,16 +305,7 @@ def _unlearned(model, x):
     }
     asleep = [name for name, weight in weights.items() if not weight.requires_grad]
     cut = [name for name, w in weights.items() if w.requires_grad and (w.grad is None or not w.grad.any())]
-    found = []
-    if asleep:
-        cause = f"the weights of {', '.join(asleep)} no longer learn: freeze BN layers only"
-        found.append(Mistake("too much frozen", cause))
-    if cut and not asleep:
-        cause = (
-            f"no gradient reaches the weights of {', '.join(cut)}: statistics are constants, what BN is given is not"
-        )
-        found.append(Mistake("gradient cut", cause))
-    return found
+    return asleep, cut
 
 
 # ---- what is wrong with this network?

@@ -68,7 +68,7 @@ def other_data(brightness, contrast, noise, share, size, seed=0):
                     dims = [d for d in range(h.dim()) if d != 1]
                     mean = h.mean(dims)
                     off = h - mean.view(-1, *(1,) * (h.dim() - 2))
-                    var = off.square().mean(dims)  # h.var takes seven times as long
+                    var = off.square().mean(dims)  # h.var takes several times as long
                     kept = (layer.running_mean, layer.running_var) if whose == WHOSE[0] else (mean, var)
                     lags[whose].append(((kept[0] - mean).abs() / (var + layer.eps).sqrt()).median().item())
                     h = nn.functional.batch_norm(h, *kept, layer.weight, layer.bias, False, 0.0, layer.eps)

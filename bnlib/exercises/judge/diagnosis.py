@@ -79,12 +79,13 @@ def explained(exercise, seen, sets):
     more, all_explained = explained_slopes(exercise, seen, bends)
     calm = [case for case in seen if seen[case].outputs and not case.ill]
     fitting = all(values_agree(exercise, seen[case], case, bends) for case in calm)
-    told = [bend.mistake if fitting else in_some_results(exercise, sets, bend) for bend in bends]
+    whole = [bend.mistake for bend in bends]
+    told = whole if fitting else [in_some_results(exercise, sets, bend) for bend in bends]
     mistakes = [*told, *(bend.mistake for bend in more), *of_arithmetic]
     raised = [case for case in seen if seen[case].trouble and not breaks_down(exercise, case, bends)]
     if raised and (not mistakes or 2 * len(raised) >= len(seen)):
         return None
-    if mistakes and not fitting and told == [bend.mistake for bend in bends]:
+    if mistakes and not fitting and told == whole:
         mistakes[-1] = Mistake(mistakes[-1].name, f"{mistakes[-1].cause} (an axis of size 1 is treated otherwise)")
     return mistakes if all_explained else [*mistakes, wrong_gradient(exercise, seen, bends)]
 
