@@ -9,6 +9,7 @@ under torchrun, this module is the training of lesson 05 in several processes, o
 import argparse
 import contextlib
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -112,16 +113,31 @@ def run(worker, *args, processes=2, timeout=60) -> list:
     `worker` must be importable (a function of a module, not of a notebook) and return tensors, or lists, tuples and
     dictionaries of them. An exception in a worker ends all processes and is raised here as torch's
     `ProcessRaisedException`, with the worker's traceback in it; if one is killed or aborts, `ProcessExitedException`
-    names the signal. A process waits for the others `timeout` seconds at most. On
-    Linux all come from one that the first `run` starts: what enters `os.environ` later they do not see.
+    names the signal. Where others fail of that, the first is raised. A process waits for the others `timeout` seconds
+    at most. On Linux all come from one that the first `run` starts: what enters `os.environ` later they do not see.
     """
     logging.getLogger("torch.multiprocessing").setLevel(logging.ERROR)  # that the others are ended, the exception says
     method = "forkserver" if sys.platform == "linux" else "spawn"  # a fork need not import torch again
     multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = processes, folder, worker, args, timedelta(seconds=timeout)
-        multiprocessing.start_processes(_join_and_work, arguments, processes, start_method=method)
+        context = multiprocessing.start_processes(_join_and_work, arguments, processes, False, start_method=method)
+        failures = []
+        while context.sentinels:  # of the processes not yet heard
+            try:
+                context.join()
+            except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
+                failures.append(error)
+        if failures:
+            raise min(failures, key=partial(_when_it_failed, context.error_files))
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def _when_it_failed(files, error):
+    """Return when a process failed (ns): one that died before all that raised, those ended by `join` after them."""
+    if isinstance(error, multiprocessing.ProcessRaisedException):
+        return os.stat(files[error.error_index]).st_mtime_ns  # where it wrote its traceback, before it let go of others
+    return math.inf if error.signal_name == "SIGTERM" else 0
 
 
 def _join_and_work(rank, processes, folder, worker, args, timeout):

@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -450,12 +452,31 @@ def second_is_killed(rank):
     dist.barrier()
 
 
-def test_an_error_in_one_process_is_raised_with_its_own_words():
+def both_fail(rank):
+    if rank == 1:
+        raise ArithmeticError("only the second process")
+    dist.barrier()
+
+
+@pytest.fixture(params=["at once", "late"])
+def heard(request, monkeypatch):
+    """Processes that end are heard of at once, or so late that those that failed of the first have ended, too."""
+    wait, seconds = connection.wait, 2 * (request.param == "late")
+
+    def wait_later(processes, timeout=None):
+        time.sleep(seconds * (len(processes) > 1))
+        return wait(processes, timeout)
+
+    monkeypatch.setattr(connection, "wait", wait_later)
+
+
+@pytest.mark.parametrize("worker", [second_fails, both_fail])
+def test_an_error_in_one_process_is_raised_with_its_own_words(worker, heard):
     with pytest.raises(Exception, match="only the second process"):
-        run(second_fails)
+        run(worker)
 
 
-def test_a_killed_process_ends_the_others_and_is_named():
+def test_a_killed_process_ends_the_others_and_is_named(heard):
     with pytest.raises(Exception, match="process 1 terminated with signal SIGKILL"):
         run(second_is_killed)
 

@@ -47,7 +47,7 @@ def observe(exercise, guard, attempt, case):
         trouble = Trouble("unanswered", "a `...` is left")
     if trouble:
         return Seen(trouble=trouble)
-    wanted, dtype = truth(exercise, case).outputs, case.main.dtype
+    wanted, dtype = truth(exercise, case).values, case.main.dtype
     outputs, form = read(value, exercise.results, wanted, dtype)
     changed = tuple(name for name, before in case.tensors.items() if not identical(arguments[name], before))
     seen = Seen(tuple(output.detach() for output in outputs), None, arguments, changed, form)
@@ -143,7 +143,7 @@ def with_right_shapes(exercise, seen):
     mended, mistakes = {}, []
     for case, observed in seen.items():
         outputs = list(observed.outputs)
-        for k, (output, target) in enumerate(zip(outputs, truth(exercise, case).outputs, strict=False)):
+        for k, (output, target) in enumerate(zip(outputs, truth(exercise, case).values, strict=False)):
             if output.shape != target.shape and output.numel() == target.numel():
                 mistakes.append(wrong_shape(exercise.results[k], output, target))
                 across = output.dim() == 2 and output.T.shape == target.shape

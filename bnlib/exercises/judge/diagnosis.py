@@ -102,7 +102,7 @@ def in_some_results(exercise, sets, bend):
 
 def breaks_down(exercise, case, bends):
     """Return whether the formula, bent like this, gives no finite answer to a case: Python's numbers raise an error."""
-    outputs = truth(exercise, case, bends).outputs
+    outputs = truth(exercise, case, bends).values
     return outputs is None or not all(output.isfinite().all() for output in outputs)
 
 
@@ -144,7 +144,7 @@ def unexplained(exercise, seen, wrong, named):
     if named or not observed.outputs:  # one thing at a time: what has a name may well explain the rest
         return []
     when = only(exercise, seen, wrong)
-    triples = list(zip(exercise.results, observed.outputs, truth(exercise, case).outputs, strict=True))
+    triples = list(zip(exercise.results, observed.outputs, truth(exercise, case).values, strict=True))
     bad = [triple for k, triple in enumerate(triples) if not values_agree(exercise, observed, case, picks=[k])]
     if not bad:
         return found or [wrong_gradient(exercise, seen, ())]
@@ -207,14 +207,15 @@ def only(exercise, seen, wrong):
 
 def evidence(exercise, case, seen):
     """Return what shows the mistake on a case: values, else gradients, else the changed input."""
-    right, given = truth(exercise, case), dict(case.arguments)
-    what, expected, received = ", ".join(exercise.results), right.outputs, seen.outputs
+    right, given = truth(exercise, case).values, dict(case.arguments)
+    what, expected, received = ", ".join(exercise.results), right, seen.outputs
     if values_agree(exercise, seen, case):
         for name in wrong_slopes(exercise, seen, case)[:1] if seen.gradients else ():
             what = f"gradient for {name}"
-            given["w"] = weights(right.outputs[0])
+            given["w"] = weights(right[0])
             given["loss"] = f"(w · {exercise.results[0]}).sum()"
-            expected, received = (right.gradients[name],), (seen.gradients[name],)
+            slope = truth(exercise, case, slopes=True).values[exercise.tracked.index(name)]
+            expected, received = (slope,), (seen.gradients[name],)
         for name in seen.changed[:1]:
             what, expected, received = f"{name} after the call", (case.arguments[name],), (seen.after[name],)
     return dict(example=tuple(given.items()), expected=expected, received=received, shown=what)

@@ -278,5 +278,5 @@ def apart(values, target):
         return FAR
     off = np.abs(values - target) / (1 + np.abs(target))
     same = np.isnan(values) & np.isnan(target) | (values == target)
-    orders = np.where(same, 0.0, np.minimum(np.nan_to_num(np.log1p(off / PRECISION), nan=FAR), FAR))
+    orders = np.where(same, 0.0, np.fmin(np.log1p(off / PRECISION), FAR))
     return orders.sum() / max(target.size, 1)

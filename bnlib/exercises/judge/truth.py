@@ -9,12 +9,10 @@ UNIT = torch.finfo(torch.float32).eps
 
 @dataclass
 class Truth:
-    """The answer to a case, in float64, and the slack that float32 deserves; no outputs where shapes do not fit."""
+    """A case's right results, or gradients, in float64, and the slack that float32 deserves; None if no shapes fit."""
 
-    outputs: tuple | None
-    gradients: dict
+    values: tuple | None
     slack: tuple
-    gradient_slack: dict
 
 
 def outputs_of(exercise, arguments, knobs):
@@ -26,13 +24,13 @@ def outputs_of(exercise, arguments, knobs):
     return value if isinstance(value, tuple) else (value,)
 
 
-def truth(exercise, case, bends=()):
-    """Return the right answer to a case, or a bent one.
+def truth(exercise, case, bends=(), slopes=False):
+    """Return the right results of a case, or bent ones; or the gradients for what is tracked, its `slopes`.
 
     The slack is 32 times what rounding the input, and computing in float32, does to the answer: an ill-conditioned
     input earns an honest answer its large rounding error, and nothing else does.
     """
-    key = case, tuple(bends)
+    key = case, tuple(bends), slopes
     if key not in exercise.computed:
         generator = torch.Generator().manual_seed(0)
 
@@ -40,46 +38,43 @@ def truth(exercise, case, bends=()):
             return tensor.double() * (1 + UNIT * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
 
         def solved(change):
-            arguments, leaves = case.fresh(exercise.tracked if case.smooth else (), change)
+            arguments, leaves = case.fresh(exercise.tracked if slopes else (), change)
             if change is shaken:
                 arguments |= {name: value * (1 + UNIT) for name, value in arguments.items() if isinstance(value, float)}
             outputs = outputs_of(exercise, arguments, together(bends))
-            if outputs is None:
-                return None, {}
-            return tuple(output.detach() for output in outputs), gradients(outputs, leaves, change) if leaves else {}
-
-        (outputs, slopes), *others = map(solved, (torch.Tensor.double, shaken, torch.Tensor.float))
+            return tuple(gradients(outputs, leaves, change).values()) if outputs and slopes else outputs
 
         def slack(right, *moved):
             return 32 * (max(gap(right, other) for other in moved) + UNIT * gap(right, 0 * right))
 
-        slacks = tuple(map(slack, outputs, *(other for other, _ in others))) if outputs else ()
-        slope_slacks = {name: slack(slopes[name], *(moved[name] for _, moved in others)) for name in slopes}
-        exercise.computed[key] = Truth(outputs, slopes, slacks, slope_slacks)
+        right, *moved = map(solved, (torch.Tensor.double, shaken, torch.Tensor.float))
+        exercise.computed[key] = Truth(right, tuple(map(slack, right, *moved)) if right else ())
     return exercise.computed[key]
 
 
 def values_agree(exercise, seen, case, bends=(), picks=None):
     """Return whether the values seen (of the results picked, or all) are the right ones, or those bent like this."""
     expected = truth(exercise, case, bends)
-    if expected.outputs is None or seen.trouble:
-        return expected.outputs is None and seen.trouble is not None
+    if expected.values is None or seen.trouble:
+        return expected.values is None and seen.trouble is not None
     picks = range(len(exercise.results)) if picks is None else picks
-    return len(seen.outputs) == len(expected.outputs) and all(
-        close(exercise, seen.outputs[k], expected.outputs[k], expected.slack[k] * seen.coarse) for k in picks
+    return len(seen.outputs) == len(expected.values) and all(
+        close(exercise, seen.outputs[k], expected.values[k], expected.slack[k] * seen.coarse) for k in picks
     )
 
 
 def wrong_slopes(exercise, seen, case, bends=()):
     """Return the names of the arguments whose gradient differs from the right one, or the one bent like this."""
-    expected = truth(exercise, case, bends)
-    if seen.values_only or not expected.gradients or not all(output.isfinite().all() for output in expected.outputs):
+    if seen.values_only or not (exercise.tracked and case.smooth):
         return []
+    values = truth(exercise, case, bends).values
+    if values is None or not all(value.isfinite().all() for value in values):
+        return []
+    expected = truth(exercise, case, bends, slopes=True)
     return [
         name
-        for name, slope in expected.gradients.items()
-        if seen.gradients is None
-        or not close(exercise, seen.gradients[name], slope, expected.gradient_slack[name] * seen.coarse)
+        for name, slope, slack in zip(exercise.tracked, expected.values, expected.slack, strict=True)
+        if seen.gradients is None or not close(exercise, seen.gradients[name], slope, slack * seen.coarse)
     ]
 
 
@@ -94,11 +89,8 @@ def close(exercise, received, expected, slack):
     if received.shape != expected.shape:
         return False
     received, expected = (ordered(exercise, tensor.double()) for tensor in (received, expected))
-    finite = expected.isfinite()
-    if not torch.equal(finite, received.isfinite()):
-        return False
-    off = (received - expected)[finite].abs()
-    return bool((off <= slack + 32 * UNIT * expected[finite].abs()).all())
+    near = (received - expected).abs() <= slack + 32 * UNIT * expected.abs()
+    return bool(torch.where(expected.isfinite(), near, ~received.isfinite()).all())
 
 
 def ordered(exercise, tensor):
