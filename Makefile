@@ -44,10 +44,11 @@ bench: .venv/.dev  ## measure everything the README and RESULTS.md claim, as rat
 lint: .venv/.dev  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-.venv/.lab: requirements.txt pyproject.toml
+.venv/.lab: requirements.txt pyproject.toml web/jupyter_server_config.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}; try PYTHON=python3.12 make lab")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@mkdir -p .venv/etc/jupyter && cp web/jupyter_server_config.py .venv/etc/jupyter
 	@mkdir -p $(LAB_SETTINGS)  # no question about news, and no request for them
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' > $(LAB_SETTINGS)/overrides.json
 	@touch $@

@@ -8,10 +8,13 @@ import sys
 import tomllib
 from importlib.metadata import metadata
 from pathlib import Path
+from unittest.mock import Mock, patch
 
 import pytest
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from traitlets.config.loader import PyFileConfigLoader
 
 import bnlib
 
@@ -89,6 +92,16 @@ def test_what_is_pinned_is_allowed_on_every_python_that_we_allow():
             allowed = SpecifierSet(installed["Requires-Python"])
             assert Version(installed["Version"]).public == pinned, f"{name} is pinned to {pinned}"
             assert allowed.contains(oldest), f"{name} needs Python {allowed}"
+
+
+def test_the_lab_that_make_starts_holds_no_message_of_a_kernel_back():
+    config = PyFileConfigLoader("jupyter_server_config.py", str(ROOT / "web")).load_config()
+    connection = config.ServerApp.kernel_websocket_connection_class
+    handler = Mock(spec=KernelWebsocketHandler)
+    with patch.object(connection.__base__, "connect") as connected:
+        connection(websocket_handler=handler).connect()
+    handler.set_nodelay.assert_called_once_with(True)
+    connected.assert_called_once()
 
 
 def test_conda_and_binder_install_what_pip_installs():
