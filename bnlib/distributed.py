@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 import os
+import pickle
 import sys
 import tempfile
 from datetime import timedelta
@@ -128,6 +129,8 @@ def run(worker, *args, processes=2, timeout=60) -> list:
                 context.join()
             except (multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException) as error:
                 failures.append(error)
+            except (EOFError, pickle.UnpicklingError):
+                pass  # of one that failed of another, and was ended while it wrote its traceback
         if failures:
             raise min(failures, key=partial(_when_it_failed, context.error_files))
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(processes)]

@@ -481,6 +481,22 @@ def test_a_killed_process_ends_the_others_and_is_named(heard):
         run(second_is_killed)
 
 
+def two_passes(rank):
+    x = torch.randn(2, 8, 1, 5, 5, generator=seeded(rank), dtype=torch.float64)
+    gradients = []
+    for package in (bnlib, nn):
+        ddp = DistributedDataParallel(network(package, 0.3))
+        (ddp(x[0]) * ddp(x[1])).sum().backward()  # the second one overwrites the buffers
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in ddp.parameters()]))
+    return gradients
+
+
+def test_a_second_pass_before_backward_does_not_disturb_the_first():
+    (ours, torchs), others = run(two_passes)
+    assert torch.equal(ours, others[0])
+    assert torch.allclose(ours, torchs, **BOUND)
+
+
 # ---- torchrun
 
 

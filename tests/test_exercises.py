@@ -20,7 +20,7 @@ from bnlib.exercises import EXERCISES, Verdict, bugs, check
 from bnlib.exercises.judge import Exercise, guard
 from bnlib.exercises.judge.truth import compatible, together
 from bnlib.exercises.normalise import fit, told_apart
-from bnlib.exercises.reading import LESSONS, READ, READ_BACKWARD
+from bnlib.exercises.reading import PAGES, READ, READ_BACKWARD
 
 HERE = Path(__file__).parent
 NAMESPACE = {"torch": torch, "nn": nn, "F": F, "np": np, "bnlib": bnlib}
@@ -726,9 +726,7 @@ def test_an_unknown_name_is_refused_with_a_guess():
 def test_what_a_verdict_tells_to_read_is_there():
     own = {tuple(exercise.place) for exercise in EXERCISES.values()}
     for lesson, section in own | {(lesson, section) for _, lesson, section in READ + READ_BACKWARD}:
-        cells = json.loads((HERE.parent / "notebooks" / f"{LESSONS[lesson]}.ipynb").read_text(encoding="utf-8"))[
-            "cells"
-        ]
+        cells = json.loads((HERE.parent / "notebooks" / f"{PAGES[lesson]}.ipynb").read_text(encoding="utf-8"))["cells"]
         lines = "".join("".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "markdown").split("\n")
         assert any(re.fullmatch(rf"#+ (\d+\. )?{re.escape(section)}", line) for line in lines), section
 

@@ -1,10 +1,14 @@
 """The catalogue of findings: for each code what it is, what to do, and where the lessons explain it."""
 
-PAGES = {
+PAGES = {  # lesson -> its notebook
+    1: "01_class_grades",
     2: "02_batchnorm1d",
     3: "03_batchnorm2d_loops",
     4: "04_batchnorm2d_vectorized",
     5: "05_lenet_gpu",
+    6: "06_backward",
+    7: "07_other_norms",
+    8: "08_many_machines",
     9: "09_in_production",
 }
 PATIENTS = 9, "9. What is wrong with this network?"

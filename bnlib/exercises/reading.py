@@ -3,17 +3,8 @@
 import re
 from typing import NamedTuple
 
-LESSONS = {
-    1: "01_class_grades",
-    2: "02_batchnorm1d",
-    3: "03_batchnorm2d_loops",
-    4: "04_batchnorm2d_vectorized",
-    5: "05_lenet_gpu",
-    6: "06_backward",
-    7: "07_other_norms",
-    8: "08_many_machines",
-    9: "09_in_production",
-}
+from ..examine.catalogue import PAGES
+
 READ_BACKWARD = (  # for the exercises of lesson 6, before all others
     ("dgamma|dbeta", 6, "dβ and dγ"),
     ("gamma", 6, "Three paths to x"),
@@ -51,7 +42,7 @@ class Place(NamedTuple):
     @property
     def page(self):
         """The name of the lesson's notebook."""
-        return LESSONS[self.lesson]
+        return PAGES[self.lesson]
 
     def again(self, mistake):
         """Return the place that explains the mistake of this name: never in a lesson that is still to come."""
