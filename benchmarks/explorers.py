@@ -194,9 +194,10 @@ def tell(rows):
     return "\n\n".join(
         [
             "## Sliders",
-            "From key press to changed picture, in JupyterLab in Chromium, against a slider that only rewrites a line "
-            f"of text through the kernel: {median('ratio'):.2f} times its time in the median of {len(ours)} sliders, "
-            f"{slowest['ratio']:.2f} for the slowest ({slowest['what']}), {worst['worst']:.1f} for the worst press of "
+            "From key press to changed picture, in JupyterLab as `make lab` starts it, in Chromium, against a slider "
+            f"that only rewrites a line of text through the kernel: {median('ratio'):.2f} times its time in the median "
+            f"of {len(ours)} sliders, {slowest['ratio']:.2f} for the slowest ({slowest['what']}), "
+            f"{worst['worst']:.1f} for the worst press of "
             f"all ({worst['what']}). The same picture drawn by `interact` and `plt.show()` takes "
             f"{interact['ratio']:.1f} times. In {sum(row['empty'] for row in ours)} frames there was no picture.",
             f"After a fast drag ({STEPS} moves in {DRAG} s) the last picture comes {median('drag'):.0f} ms after the "
