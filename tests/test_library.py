@@ -95,7 +95,7 @@ def test_what_is_pinned_is_allowed_on_every_python_that_we_allow():
 
 
 def test_the_lab_that_make_starts_holds_no_message_of_a_kernel_back():
-    config = PyFileConfigLoader("jupyter_server_config.py", str(ROOT / "web")).load_config()
+    config = PyFileConfigLoader("jupyter_server_config.py", str(Path(sys.prefix, "etc", "jupyter"))).load_config()
     connection = config.ServerApp.kernel_websocket_connection_class
     handler = Mock(spec=KernelWebsocketHandler)
     with patch.object(connection.__base__, "connect") as connected:
