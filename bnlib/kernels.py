@@ -77,20 +77,20 @@ class Normalise(torch.autograd.Function):
             mean = total(x, channels) / n
             scale = torch.rsqrt(total((x - spread(mean, x)).square(), channels) / n + ctx.eps)
         gain = scale if weight is None else scale * weight  # γ / σ
-        centre = spread(mean, x)
-        dx = x - centre
+        dx = x - spread(mean, x)
         d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale  # Σ dy · x̂
         d_bias = total(dy, channels)
         if ctx.given:
             dx = torch.mul(dy, spread(gain, x), out=None if plain else dx)
-        else:
-            share = gain / -n  # -γ / (nσ); dx = slope · (x - mean) + shift + γ / σ · dy, one path each
-            slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)
+        else:  # dx as slope · x + shift + gain · dy: a pass over the data less than by way of x̂
+            share = gain / -n  # -γ / (nσ)
+            slope = d_weight * scale * share
+            shift = torch.addcmul(d_bias * share, slope, mean, value=-1)
+            dx = torch.mul(x, spread(slope, x), out=None if plain else dx)
             if plain:
-                dx = dx * slope + shift + dy * spread(gain, x)
+                dx = dx + spread(shift, x) + dy * spread(gain, x)
             else:
-                torch.sub(x, centre, out=dx)  # again: the memory is there
-                dx.mul_(slope).add_(shift).addcmul_(dy, spread(gain, x))
+                dx.add_(spread(shift, x)).addcmul_(dy, spread(gain, x))
         d_weight = None if weight is None else d_weight
         d_bias = d_bias if ctx.needs_input_grad[2] else None
         return like(input, dx, ctx.innermost), d_weight, d_bias, None, None, None, None
