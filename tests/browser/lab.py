@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 
 from PIL import Image, ImageChops
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # all cells stand in the page, not only those in view
@@ -23,11 +23,12 @@ SETTINGS = {
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update"]
 NUMBERED = (
-    "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:$/.test(p.innerText))"
+    "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every(p => /^\\[\\d+\\]:$/.test(p.textContent))"
 )
 FAILURES = "[data-mime-type='application/vnd.jupyter.stderr'], .jupyter-widgets-error-widget, .jp-Dialog"  # errors, too
-KERNEL = """path => [...jupyterapp.shell.widgets('main')].find(widget => widget.context?.path === path)
+KERNEL = """[...jupyterapp.shell.widgets('main')].find(widget => widget.context?.path === path)
     ?.sessionContext.session?.kernel?.status"""
+IDLE = f"{KERNEL} === 'idle'"
 CUT_OFF = """root => [root, ...root.querySelectorAll('*')]
     .filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0 && !e.closest('.slider-container, select'))
     .map(e => `${e.className}: ${e.innerText}`)"""
@@ -90,11 +91,11 @@ def chromium(address):
         browser.close()
 
 
-def wait_until(true, seconds, pause=0.02):
-    """Return whether `true()` becomes so within `seconds`, asked every `pause` seconds."""
+def wait_until(true, seconds):
+    """Return whether `true()` becomes so within `seconds`, asked every 20 ms."""
     end = time.monotonic() + seconds
     while not (now := true()) and time.monotonic() < end:
-        time.sleep(pause)
+        time.sleep(0.02)
     return now
 
 
@@ -115,27 +116,29 @@ class Notebook:
         self.name = name
         self._path = f"notebooks/{name}.ipynb"
         page.evaluate("path => jupyterapp.commands.execute('docmanager:open', {path}).then(() => {})", self._path)
-        self._wait(self._idle)  # cells run before that are forgotten
+        self._wait(IDLE)  # cells run before that are forgotten
 
     def run_all(self, seconds):
         """Choose Run > Run All Cells; return when every code cell has its number or one of them has failed."""
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        self._wait(lambda: self.page.locator(FAILURES).count() or (self.finished() and self._idle()), seconds)
+        self._wait(f"document.querySelector({json.dumps(FAILURES)}) || ({NUMBERED} && {IDLE})", seconds)
 
     def restart(self):
         """Choose Kernel > Restart Kernel and Clear Outputs."""
         self.page.evaluate("void jupyterapp.commands.execute('kernelmenu:restart-and-clear')")
         self.page.locator(".jp-Dialog").get_by_role("button", name="Confirm Kernel Restart").click()
-        self._wait(lambda: not self.finished() and self._idle())
-
-    def _idle(self):
-        return self.page.evaluate(KERNEL, self._path) == "idle"
+        self._wait(f"!{NUMBERED} && {IDLE}")
 
     def _wait(self, true, seconds=20):
-        if not wait_until(true, seconds, pause=0.2):
+        """Wait until an expression of JavaScript comes true; the page itself asks, which costs it least."""
+        try:
+            self.page.wait_for_function(f"path => {true}", arg=self._path, timeout=seconds * 1000, polling=200)
+        except TimeoutError as error:
             prompts = " ".join(self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts())
-            raise TimeoutError(f"{self.name} after {seconds} s: {prompts} idle: {self._idle()}, {self.complaints()}")
+            kernel = self.page.evaluate(f"path => {KERNEL}", self._path)
+            error.add_note(f"{self.name} after {seconds} s: {prompts} kernel: {kernel}, {self.complaints()}")
+            raise
 
     def finished(self):
         """Return whether every code cell has its number: none was skipped after an error."""
@@ -160,7 +163,7 @@ class Notebook:
         """Close the notebook and end its kernel."""
         self.page.evaluate("void jupyterapp.commands.execute('notebook:close-and-shutdown')")  # it waits for the answer
         self.page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
-        self._wait(lambda: self.page.evaluate(KERNEL, self._path) is None)
+        self._wait(f"{KERNEL} === undefined")
 
 
 class ExplorerView:

@@ -151,8 +151,7 @@ def test_after_a_restart_of_the_kernel_all_runs_again_and_sliders_move(notebook)
 
 
 @every_lesson
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 900])
+@pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (900, "light"), (900, "dark"), (1400, "dark")])
 def test_nothing_is_cut_off(notebook, width, theme):
     notebook.look(width, theme)
     SCREENSHOTS.mkdir(exist_ok=True)
