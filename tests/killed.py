@@ -1,7 +1,8 @@
-"""The training of bnlib.distributed, killed at chosen places: torchrun ... tests/killed.py "KILL ..." ARGUMENTS.
+"""The training of bnlib.distributed, killed at chosen places: torchrun ... tests/killed.py "KILL;..." ARGUMENTS.
 
 A KILL is attempt:rank:place:call: at the call-th call of that place the process is killed as the kernel would kill it.
-The images are those of small_images.
+The images are those of small_images. Without torchrun the script does what torchrun does, with a restart for each kill:
+two processes under torch's elastic agent, which need not import torch again, being forks of this one.
 """
 
 import os
@@ -10,6 +11,7 @@ import sys
 
 import torch
 from small_images import rows
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from bnlib import checkpoint, distributed, training
 
@@ -51,11 +53,23 @@ PLACES = {  # what is called there, and what happens then
     "renamed": (checkpoint.os, "replace", renamed_and_dead),
 }
 
-if __name__ == "__main__":
-    for kill in filter(None, sys.argv[1].split(";")):
+
+def train(kills, arguments):
+    for kill in kills:
         attempt, rank, place, number = kill.split(":")
         if (attempt, rank) == (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]):
             module, name, action = PLACES[place]
             at_call(module, name, int(number), action)
     distributed.load_images = lambda name: rows()
-    distributed.main(sys.argv[2:])
+    distributed.main(arguments)
+
+
+if __name__ == "__main__":
+    kills, arguments = list(filter(None, sys.argv[1].split(";"))), sys.argv[2:]
+    if "RANK" in os.environ:
+        train(kills, arguments)
+    else:
+        method = "fork" if sys.platform == "linux" else "spawn"
+        agent = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "monitor_interval": 0.1}
+        config = LaunchConfig(1, 1, 2, **agent, max_restarts=len(kills), start_method=method)
+        elastic_launch(config, train)(kills, arguments)

@@ -500,18 +500,20 @@ def test_a_second_pass_before_backward_does_not_disturb_the_first():
 # ---- torchrun
 
 
-def torchrun(*arguments, restarts=0, **options):
-    """Run a module or script in two processes on this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "BNLIB_OFFLINE": "1"}
+def python(*arguments):
+    """Run Python with these arguments, its processes with one thread each and without a network."""
     return subprocess.run(
-        [*command, f"--max-restarts={restarts}", *map(str, arguments)],
-        env=environment,
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "BNLIB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         timeout=300,
-        **options,
     )
+
+
+def torchrun(*arguments):
+    """Run a module or script in two processes on this machine, none of which is started again."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0", *arguments)
 
 
 KILLED = Path(__file__).with_name("killed.py")
@@ -521,7 +523,7 @@ TRAINING = ["--epochs=2", "--batch-size=16"]  # of 320 images: ten steps an epoc
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     path = tmp_path_factory.mktemp("undisturbed") / "run.pt"
-    result = torchrun(KILLED, "", *TRAINING, f"--checkpoint={path}")
+    result = python(KILLED, "", *TRAINING, f"--checkpoint={path}")
     assert result.returncode == 0, result.stderr
     return torch.load(path, weights_only=True)
 
@@ -544,7 +546,7 @@ def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(undist
         "3:1:step:5",  # in the middle of the second epoch, after one checkpoint
         "4:1:evaluation:1",
     ]
-    result = torchrun(KILLED, ";".join(kills), *TRAINING, f"--checkpoint={path}", restarts=len(kills))
+    result = python(KILLED, ";".join(kills), *TRAINING, f"--checkpoint={path}")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("KILLED") == len(kills), result.stderr
     found, expected = torch.load(path, weights_only=True), undisturbed
