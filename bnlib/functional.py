@@ -104,8 +104,8 @@ def update_running(running_mean, running_var, mean, var, n, momentum):
     """
     if running_mean is None:
         return
-    for running, batch, share in ((running_mean, mean, momentum), (running_var, var, momentum * n / (n - 1))):
-        running.copy_((share * batch.detach()).add(running, alpha=1 - momentum))
+    for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+        running.copy_((momentum * batch.detach()).add(running, alpha=1 - momentum))
 
 
 def check_arguments(input, running_mean, running_var, weight, bias, training, momentum, eps):

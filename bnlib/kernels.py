@@ -82,15 +82,14 @@ class Normalise(torch.autograd.Function):
         d_bias = total(dy, channels)
         if ctx.given:
             dx = torch.mul(dy, spread(gain, x), out=None if plain else dx)
-        else:  # dx as slope · x + shift + gain · dy: a pass over the data less than by way of x̂
+        else:  # slope · (x - mean) + share · dβ + gain · dy, one path each; x - mean multiplied out spares a pass
             share = gain / -n  # -γ / (nσ)
             slope = d_weight * scale * share
-            shift = torch.addcmul(d_bias * share, slope, mean, value=-1)
-            dx = torch.mul(x, spread(slope, x), out=None if plain else dx)
+            shift = d_bias * share - slope * mean
             if plain:
-                dx = dx + spread(shift, x) + dy * spread(gain, x)
+                dx = x * spread(slope, x) + spread(shift, x) + dy * spread(gain, x)
             else:
-                dx.add_(spread(shift, x)).addcmul_(dy, spread(gain, x))
+                torch.mul(x, spread(slope, x), out=dx).add_(spread(shift, x)).addcmul_(dy, spread(gain, x))
         d_weight = None if weight is None else d_weight
         d_bias = d_bias if ctx.needs_input_grad[2] else None
         return like(input, dx, ctx.innermost), d_weight, d_bias, None, None, None, None
