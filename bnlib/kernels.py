@@ -77,19 +77,20 @@ class Normalise(torch.autograd.Function):
             mean = total(x, channels) / n
             scale = torch.rsqrt(total((x - spread(mean, x)).square(), channels) / n + ctx.eps)
         gain = scale if weight is None else scale * weight  # γ / σ
-        dx = x - spread(mean, x)
+        centre = spread(mean, x)
+        dx = x - centre
         d_weight = total(dx * dy if plain else dx.mul_(dy), channels) * scale  # Σ dy · x̂
         d_bias = total(dy, channels)
         if ctx.given:
             dx = torch.mul(dy, spread(gain, x), out=None if plain else dx)
-        else:  # slope · (x - mean) + share · dβ + gain · dy, one path each; x - mean multiplied out spares a pass
-            share = gain / -n  # -γ / (nσ)
-            slope = d_weight * scale * share
-            shift = d_bias * share - slope * mean
+        else:
+            share = gain / -n  # -γ / (nσ); dx = slope · (x - mean) + shift + γ / σ · dy, one path each
+            slope, shift = spread(d_weight * scale * share, x), spread(d_bias * share, x)
             if plain:
-                dx = x * spread(slope, x) + spread(shift, x) + dy * spread(gain, x)
+                dx = dx * slope + shift + dy * spread(gain, x)
             else:
-                torch.mul(x, spread(slope, x), out=dx).add_(spread(shift, x)).addcmul_(dy, spread(gain, x))
+                torch.sub(x, centre, out=dx)  # again: the memory is there
+                dx.mul_(slope).add_(shift).addcmul_(dy, spread(gain, x))
         d_weight = None if weight is None else d_weight
         d_bias = d_bias if ctx.needs_input_grad[2] else None
         return like(input, dx, ctx.innermost), d_weight, d_bias, None, None, None, None
