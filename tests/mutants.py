@@ -1,4 +1,4 @@
-"""Break the core in many small ways, one at a time, and see whether the tests notice.
+"""Break the core in many small ways, each by itself, and see whether the tests notice.
 
 Prints each mutant and fails if one lives that EQUIVALENT does not explain. Each lives in a fork of a process that has
 already imported what is slow to import, so that most die within seconds, one on each processor at a time.

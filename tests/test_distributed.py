@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 
@@ -511,9 +512,10 @@ def python(*arguments):
     )
 
 
-def torchrun(*arguments):
-    """Run a module or script in two processes on this machine, none of which is started again."""
-    return python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=0", *arguments)
+def torchrun(*arguments, restarts=0):
+    """Run a module or script in two processes on this machine."""
+    command = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"
+    return python(*command, *arguments)
 
 
 KILLED = Path(__file__).with_name("killed.py")
@@ -537,16 +539,23 @@ def test_torchrun_starts_the_same_training_and_one_process_speaks():
     assert int(speed.replace(",", "")) > 0
 
 
-def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(undisturbed, tmp_path):
+MANY = [
+    "0:1:message:5",  # before there is any checkpoint
+    "1:0:half written:1",
+    "2:0:renamed:1",
+    "3:1:step:5",  # in the middle of the second epoch, after one checkpoint
+    "4:1:evaluation:1",
+]
+
+
+@pytest.mark.parametrize(
+    ("start", "kills"),
+    [(python, MANY), (partial(torchrun, restarts=1), ["0:1:step:15"])],  # torchrun as lesson 08 calls it
+    ids=["many times", "once, by torchrun"],
+)
+def test_a_training_whose_processes_are_killed_ends_as_an_undisturbed_one(undisturbed, tmp_path, start, kills):
     path = tmp_path / "run.pt"
-    kills = [
-        "0:1:message:5",  # before there is any checkpoint
-        "1:0:half written:1",
-        "2:0:renamed:1",
-        "3:1:step:5",  # in the middle of the second epoch, after one checkpoint
-        "4:1:evaluation:1",
-    ]
-    result = python(KILLED, ";".join(kills), *TRAINING, f"--checkpoint={path}")
+    result = start(KILLED, ";".join(kills), *TRAINING, f"--checkpoint={path}")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("KILLED") == len(kills), result.stderr
     found, expected = torch.load(path, weights_only=True), undisturbed
